@@ -1,0 +1,195 @@
+"""Training arguments with guidance."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from transformers import TrainingArguments
+
+from .guidance import PLAIN, Guidance, get_guidance, guidance_class, schedule_factor
+
+
+@dataclass
+class SaliencyTrainingArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] with guidance. The loss is
+    `task_weight * task + sum_m guidance_weight[m] * guidance[m]`.
+
+    Args:
+        guidance (`str` or `list[str]`, *optional*, defaults to `"cyborg"`):
+            The method or methods, see [`list_guidance`]; `"none"` is plain training.
+        guidance_weight (`float` or `list[float]`, *optional*):
+            The weight of the guidance term, one a method. Defaults to each method's published weight.
+        task_weight (`float`, *optional*):
+            The weight of the classification loss. Defaults to the method's published weight; to 1 where several
+            methods differ in it. Setting one weight leaves the other alone: for CYBORG's `alpha`, set both.
+        guidance_options (`dict`, *optional*):
+            The method's own choices, such as `{"cam_class": "predicted"}`; with several methods one dict a method,
+            `{"cyborg": {...}}`. On the command line as JSON.
+        guidance_schedule (`str`, *optional*, defaults to `"constant"`):
+            How the guidance weight moves over training: `"constant"`, `"linear_increase"`, `"linear_decrease"`,
+            `"cosine_decrease"`, `"warmup:0.1"` or `"after:0.2"`, see [`~guidance.schedule_factor`].
+        feature_layer (`str`, *optional*):
+            The module whose output the maps are made of. Defaults to what [`resolve_feature_layer`] finds.
+        image_size (`int` or `(H, W)`, *optional*):
+            The size in pixels that pictures are brought to. Defaults to the model's own. It is saved with the model.
+        empty_mask (`"skip"` or `"penalise_all"`, *optional*, defaults to `"skip"`):
+            What an annotated picture with an empty mask means: it counts 0, or everything is outside. The latter only
+            for methods that penalise the outside.
+        random_saliency (`bool`, *optional*, defaults to `False`):
+            Control: every saliency map is replaced by a random one, drawn anew at each step.
+        invert_saliency (`bool`, *optional*, defaults to `False`):
+            Control: every saliency map `S` is replaced by `1 - S`. If a control helps as much as the method does, the
+            gain is not due to the saliency.
+        rescale_annotated (`bool`, *optional*, defaults to `False`):
+            Divides the guidance term by the annotated share of the training set, a constant, for sparse annotation.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            As in `TrainingArguments`, which removes them by default, the saliency included.
+
+    Raises:
+        ValueError: for an unknown method, option, schedule or `empty_mask`, or weights that do not fit the methods;
+            the message names the argument, the value and the remedy.
+
+    `hub_token` is left out when the arguments are pickled: `training_args.bin` is published with the model.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "guidance_options"]
+
+    # HfArgumentParser parses the first member of a union whose second is None, and the second of `str | list`.
+    guidance: str | list[str] = field(
+        default="cyborg", metadata={"help": "Guidance method or methods; none is plain training.", "default": "cyborg"}
+    )
+    guidance_weight: list[float] | None | float | str = field(
+        default=None, metadata={"help": "Weight of the guidance term, one a method (default: the published one)."}
+    )
+    task_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the classification loss (default: the method's published one)."}
+    )
+    guidance_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The method's own options, as JSON."}
+    )
+    guidance_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "constant, linear_increase, linear_decrease, cosine_decrease, warmup:FRACTION or after:FRACTION."
+        },
+    )
+    feature_layer: str | None = field(
+        default=None, metadata={"help": "Module whose output the maps are made of (default: found by its behaviour)."}
+    )
+    image_size: list[int] | None | int | str = field(
+        default=None,
+        metadata={"help": "Picture size in pixels, one number or height and width (default: model's)."},
+    )
+    empty_mask: Literal["skip", "penalise_all"] = field(
+        default="skip", metadata={"help": "What an annotated picture with an empty mask means."}
+    )
+    random_saliency: bool = field(default=False, metadata={"help": "Control: random maps instead of the human ones."})
+    invert_saliency: bool = field(default=False, metadata={"help": "Control: 1 - S instead of S."})
+    rescale_annotated: bool = field(
+        default=False, metadata={"help": "Divide the guidance term by the annotated share of the training set."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Remove the columns that the model does not take, the saliency included."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.guidance, list) and len(self.guidance) == 1:
+            self.guidance = self.guidance[0]
+        self.image_size = _image_size(self.image_size)
+        schedule_factor(self.guidance_schedule, 0.0)
+        self.guidance_weight = _weights(self.guidance_weight, self.guidance_names)
+        if self.task_weight is not None and not 0 <= self.task_weight < float("inf"):
+            raise ValueError(f"task_weight={self.task_weight} has to be a number of at least 0.")
+        if self.empty_mask not in ("skip", "penalise_all"):
+            raise ValueError(f'empty_mask="{self.empty_mask}" is not known; choose "skip" or "penalise_all".')
+        for method in self.build_guidance():
+            if self.empty_mask == "penalise_all" and not method.accepts_empty_masks:
+                raise ValueError(
+                    f'empty_mask="penalise_all" has no meaning for guidance="{method.name}", which matches a map to '
+                    'the saliency and has nothing to match in an empty mask; use empty_mask="skip".'
+                )
+
+    @property
+    def guidance_names(self) -> list[str]:
+        """The names of the methods, one or several; `["none"]` for plain training."""
+        return list(self.guidance) if isinstance(self.guidance, list | tuple) else [self.guidance]
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """`image_size` as `(H, W)`."""
+        size = _image_size(self.image_size)
+        return (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])
+
+    def build_guidance(self) -> list[Guidance]:
+        """
+        Builds the methods with their options.
+
+        Raises:
+            ValueError: for an unknown method or option, a method named twice, or `"none"` beside another method.
+        """
+        names = self.guidance_names
+        if not names or len(set(names)) < len(names) or (PLAIN in names and len(names) > 1):
+            raise ValueError(f"guidance={names} has to name each method once, and none stands alone.")
+        options = self.guidance_options or {}
+        if not isinstance(options, dict):
+            raise ValueError(f"guidance_options={options!r} has to be a dict, or JSON of one.")
+        if len(names) > 1:
+            for name in options:
+                if name not in names or not isinstance(options[name], dict):
+                    raise ValueError(
+                        f'guidance_options: with several methods, give one dict a method; "{name}" is '
+                        f"{options[name]!r}, and the methods are {', '.join(names)}."
+                    )
+            return [get_guidance(name, **options.get(name, {})) for name in names]
+        return [get_guidance(names[0], **options)]
+
+    def guidance_weights(self) -> list[float]:
+        """The weight of each method's term: what the user set, else the published one."""
+        defaults = [guidance_class(name).default_weight for name in self.guidance_names]
+        return defaults if self.guidance_weight is None else list(_as_list(self.guidance_weight))
+
+    def resolved_task_weight(self) -> float:
+        """The weight of the classification loss: what the user set, else the published one."""
+        if self.task_weight is not None:
+            return float(self.task_weight)
+        defaults = {guidance_class(name).default_task_weight for name in self.guidance_names}
+        return defaults.pop() if len(defaults) == 1 else 1.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hub_token": None}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _weights(value: Any, names: list[str]) -> float | list[float] | None:
+    """Checks `guidance_weight` against the methods it belongs to."""
+    if value is None:
+        return None
+    try:
+        weights = [float(weight) for weight in _as_list(value)]
+    except (TypeError, ValueError):
+        weights = []
+    if not weights or not all(0 <= weight < float("inf") for weight in weights):
+        raise ValueError(f"guidance_weight={value!r} has to be a number of at least 0, or a list of them.")
+    if len(weights) != len(names):
+        raise ValueError(
+            f"guidance_weight={value!r} has {len(weights)} number(s) for {len(names)} method(s) "
+            f"({', '.join(names)}); give one a method."
+        )
+    return weights if len(weights) > 1 else weights[0]
+
+
+def _image_size(value: Any) -> int | list[int] | None:
+    """Brings `image_size` to an int or `[H, W]`."""
+    if value is None:
+        return None
+    try:
+        size = [int(side) for side in (value.lower().split("x") if isinstance(value, str) else _as_list(value))]
+    except (TypeError, ValueError):
+        size = []
+    if len(size) not in (1, 2) or min(size) < 1:
+        raise ValueError(f"image_size={value!r} has to be a number of pixels, or height and width.")
+    return size[0] if len(size) == 1 else size

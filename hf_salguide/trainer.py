@@ -1,0 +1,437 @@
+"""`SaliencyTrainer`: `transformers.Trainer` whose `compute_loss` adds guidance terms."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TimmWrapperImageProcessor, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from .arguments import SaliencyTrainingArguments
+from .backbones import (
+    FeatureCapture,
+    FeatureLayer,
+    class_maps,
+    data_config,
+    image_processor,
+    resolve_feature_layer,
+    set_image_size,
+)
+from .data import SaliencyCollator, annotated_share, check_rows, check_table, make_transforms, prepare_dataset
+from .guidance import Guidance, GuidanceBatch, schedule_factor
+from .maps import random_saliency
+from .means import RunningMeans
+
+logger = logging.get_logger(__name__)
+
+GUIDANCE_KEYS = ("saliency", "has_saliency", "sample_weight")  # of a batch; the model takes all the others
+ROWS_CHECKED = 256
+
+
+class SaliencyTrainer(Trainer):
+    """
+    A drop-in [`~transformers.Trainer`] for image classifiers, whose loss adds guidance by human saliency.
+
+    The loss of a micro-batch of `B` pictures is `task_weight * task + guidance_weight * sum_i term_i / B`; pictures
+    without saliency have a term of 0. So accumulation, the micro-batch size and the number of processes do not change
+    the gradient. With `guidance="none"`, or `guidance_weight=0, task_weight=1`, no guidance code runs and training
+    is bit-identical to that of `transformers.Trainer` (where that divides the loss by the accumulation steps, as it
+    fails to for most image classifiers).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): an image classifier, see [`as_classifier`].
+        args ([`SaliencyTrainingArguments`], *optional*): defaults to CYBORG with `output_dir="tmp_trainer"`.
+        data_collator (`Callable`, *optional*): defaults to [`SaliencyCollator`].
+        train_dataset, eval_dataset (*optional*): data sets whose rows hold `image`, `label` and `saliency` (see
+            [`load_saliency_dataset`]), which the trainer brings to the model's size, or `pixel_values` `(C, H, W)`,
+            `labels` and `saliency` `(H, W)`, float in [0, 1] or uint8, or `None`, already prepared.
+        processing_class (*optional*): the image processor that is saved with the model. Defaults to one that does what
+            the trainer's own evaluation transform does.
+        model_init, compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
+        preprocess_logits_for_metrics (*optional*): as in `Trainer`.
+        train_transform, eval_transform (`Callable`, *optional*): called with a picture and its saliency, or `None`,
+            together; return `pixel_values` `(C, H, W)` and saliency `(H, W)`, or `None`. Default to
+            [`~data.make_transforms`] with the model's size, mean, standard deviation and interpolation.
+
+    Raises:
+        ValueError: for arguments, a model or data that guidance cannot work with, before any compute is spent.
+
+    Example:
+
+    ```python
+    >>> from hf_salguide import SaliencyTrainer, SaliencyTrainingArguments, as_classifier, load_saliency_dataset
+    >>> dataset = load_saliency_dataset("path/to/folder")
+    >>> model = as_classifier("resnet18", label_names=dataset["train"].features["label"].names)
+    >>> args = SaliencyTrainingArguments("out", guidance="cyborg", num_train_epochs=3)
+    >>> trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"], eval_dataset=dataset["validation"])
+    >>> trainer.train()
+    ```
+    """
+
+    # Every term is a mean over the micro-batch; most image classifiers take **kwargs and ignore num_items_in_batch.
+    loss_is_scaled_for_ga: bool | None = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: SaliencyTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+        *,
+        train_transform: Callable | None = None,
+        eval_transform: Callable | None = None,
+    ) -> None:
+        args = SaliencyTrainingArguments("tmp_trainer") if args is None else args
+        _check_arguments(args)
+        _check_model(model, model_init)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=SaliencyCollator() if data_collator is None else data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self.model_accepts_loss_kwargs = False
+        if compute_loss_func is not None:
+            self.loss_is_scaled_for_ga = True  # it gets num_items_in_batch and is expected to divide by it
+
+        if args.pixels is not None:
+            set_image_size(self.model, args.pixels)
+        self.guidance: list[Guidance] = args.build_guidance()
+        self.guidance_weights = args.guidance_weights()
+        self.task_weight = args.resolved_task_weight()
+        self.feature_layer: FeatureLayer | None = None
+        if self.is_guided:
+            self._prepare_guidance()
+
+        self._unchecked = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        self._check_tables()
+        self._guidance_scale = 1.0
+        if args.rescale_annotated and self.is_guided:
+            share = annotated_share(train_dataset)
+            if share == 0.0:
+                raise ValueError("rescale_annotated=True: no picture of train_dataset has a saliency map.")
+            self._guidance_scale = 1.0 / share
+
+        config = data_config(self.model, image_size=args.pixels, processor=processing_class)
+        self.train_transform = make_transforms(config, train=True) if train_transform is None else train_transform
+        self.eval_transform = make_transforms(config, train=False) if eval_transform is None else eval_transform
+        if eval_transform is None:
+            processor = image_processor(self.model, config)
+            # A timm model's own config.json is its processor's configuration, and is saved anyway.
+            if processing_class is None and not isinstance(processor, TimmWrapperImageProcessor):
+                self.processing_class = processor
+        self.train_dataset = _prepared(train_dataset, self.train_transform)
+        self.eval_dataset = _prepared(eval_dataset, self.eval_transform)
+
+        self._train_means = RunningMeans()
+        self._eval_means = RunningMeans()
+        self._eval_terms: dict[str, Tensor] = {}
+        self._batch_key = (-1, -1)  # optimizer step, micro-batch within it
+
+    # ---- Set-up ----
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any method has a weight other than 0."""
+        return any(weight != 0 for weight in self.guidance_weights)
+
+    @property
+    def label_names_of_model(self) -> list[str]:
+        """The class names of the model's configuration, in the order of its logits."""
+        id2label = self.model.config.id2label
+        return [id2label[index] for index in range(len(id2label))]
+
+    def _prepare_guidance(self) -> None:
+        config = self.model.config
+        if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
+            raise ValueError(
+                f"guidance={self.args.guidance!r} needs one true class a picture, and the model has num_labels="
+                f'{config.num_labels} and problem_type={config.problem_type!r}; use guidance="none", or a classifier '
+                "with at least two exclusive classes."
+            )
+        if any(method.needs_maps for method in self.guidance):
+            self.feature_layer = resolve_feature_layer(
+                self.model, image_size=self.args.pixels, feature_layer=self.args.feature_layer
+            )
+            logger.info(f"Guidance reads the feature layer {self.feature_layer}")
+
+    def _check_tables(self) -> None:
+        """What the tables alone show is checked before any picture is read."""
+        names = self.label_names_of_model
+        needs_annotation = self.is_guided and all(method.needs_annotation for method in self.guidance)
+        for argument, dataset in self._unchecked.items():
+            for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+                if part is not None:
+                    train = argument == "train_dataset"
+                    check_table(part, label_names=names, training=train, needs_annotation=needs_annotation and train)
+
+    def _check_rows(self) -> None:
+        """What only decoding shows is checked on the first rows when training starts, and for the rest when read."""
+        unchecked, self._unchecked = self._unchecked, {}
+        for dataset in unchecked.values():
+            if dataset is not None:
+                check_rows(dataset, limit=ROWS_CHECKED, num_labels=self.model.config.num_labels)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`, after a check of the first 256 rows of each data set."""
+        self._check_rows()
+        return super().train(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in `Trainer`; pictures are brought to the model's size."""
+        prepared = eval_dataset if isinstance(eval_dataset, str) else _prepared(eval_dataset, self.eval_transform)
+        return super().get_eval_dataloader(prepared)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As in `Trainer`; pictures are brought to the model's size."""
+        return super().get_test_dataloader(_prepared(test_dataset, self.eval_transform))
+
+    # ---- The loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """
+        The weighted sum of the task's loss and the guidance terms.
+
+        Args:
+            model (`nn.Module`): the model, wrapped or not; it is called once.
+            inputs (`dict`): `pixel_values` `(B, C, H, W)`, `labels` `(B,)`, `saliency` `(B, H, W)` uint8 or float in
+                [0, 1], `has_saliency` `(B,)` and, optionally, `sample_weight` `(B,)`. It is left as it is.
+            return_outputs (`bool`, *optional*, defaults to `False`): whether to return the outputs as well.
+            num_items_in_batch (*optional*): handed to `compute_loss_func`.
+
+        Returns:
+            The scalar loss, or a tuple of it and a dict of `loss` and `logits`.
+        """
+        model_inputs = {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
+        task_loss = partial(self._task_loss, model, model_inputs, inputs.get("sample_weight"), num_items_in_batch)
+        if not self.is_guided:
+            task, outputs = task_loss()
+            loss = task if self.task_weight == 1.0 else self.task_weight * task
+        else:
+            loss, outputs = self._guided_loss(model, inputs, task_loss)
+        # Whatever else a model returns would be gathered over all processes in evaluation.
+        return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+    def _task_loss(
+        self, model: nn.Module, model_inputs: dict[str, Any], weight: Tensor | None, num_items_in_batch: Any
+    ) -> tuple[Tensor, Any]:
+        if weight is None:
+            return super().compute_loss(model, model_inputs, True, num_items_in_batch)
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func cannot weight rows; drop it, or the data set's weight column.")
+        outputs = model(**model_inputs)
+        smoothing = self.args.label_smoothing_factor
+        losses = F.cross_entropy(
+            outputs["logits"].float(), model_inputs["labels"], reduction="none", label_smoothing=smoothing
+        )
+        return (losses * weight).mean(), outputs
+
+    def _guided_loss(
+        self, model: nn.Module, inputs: dict[str, Any], task_loss: Callable[[], tuple[Tensor, Any]]
+    ) -> tuple[Tensor, Any]:
+        labels, weight = inputs["labels"], inputs.get("sample_weight")
+        saliency, annotated = self._saliency(inputs, model.training)
+        map_of: Callable[[Tensor], Tensor] = _no_maps
+        if self.feature_layer is None:
+            task, outputs = task_loss()
+        else:
+            layer = self.feature_layer
+            with FeatureCapture(self.model, layer, tail_gradient=layer.needs_gradient) as capture:
+                task, outputs = task_loss()
+            map_of = partial(
+                class_maps, capture, layer, self.model, outputs["logits"].float(), create_graph=model.training
+            )
+        batch = GuidanceBatch(outputs["logits"].float(), labels, saliency, annotated, map_of)
+        components = {"task_loss": task.detach().expand(len(labels))}
+        guidance = task.new_zeros(())
+        for method, method_weight in zip(self.guidance, self.guidance_weights, strict=True):
+            terms = method.terms(batch)
+            terms = terms if weight is None else terms * weight
+            guidance = guidance + method_weight * terms.mean()
+            components[f"{method.name}_loss"] = terms.detach()
+        self._record(components, model.training)
+        factor = self._guidance_scale * self._schedule_factor()
+        if self.loss_is_scaled_for_ga and model.training:
+            factor /= self.current_gradient_accumulation_steps
+        return self.task_weight * task + factor * guidance, outputs
+
+    def _saliency(self, inputs: dict[str, Any], training: bool) -> tuple[Tensor, Tensor]:
+        """The batch's saliency, `(B, H, W)` float32 in [0, 1], and `(B,)`, which rows count; controls applied."""
+        pixels = inputs["pixel_values"]
+        size = (pixels.shape[-2], pixels.shape[-1])
+        saliency, present = inputs.get("saliency"), inputs.get("has_saliency")
+        if saliency is None or present is None:
+            if saliency is not None or present is not None:
+                raise ValueError(
+                    'data_collator: a batch needs both "saliency" and "has_saliency", or neither; '
+                    "SaliencyCollator gives both."
+                )
+            return pixels.new_zeros((len(pixels), *size), dtype=torch.float32), pixels.new_zeros(len(pixels)).bool()
+        if saliency.shape != (len(pixels), *size):
+            raise ValueError(
+                f"saliency has shape {tuple(saliency.shape)} for pixel_values of shape {tuple(pixels.shape)}; it "
+                f"needs {(len(pixels), *size)}: bring both to the same size in the transform."
+            )
+        saliency = saliency.float() if saliency.is_floating_point() else saliency.float() / 255
+        counts = present.bool()
+        if self.args.empty_mask == "skip":
+            counts = counts & (saliency.amax(dim=(1, 2)) > 0)
+        if self.args.random_saliency:
+            step, rows = self._row_keys(len(pixels), training)
+            drawn = random_saliency(rows.to(saliency.device), size, self.args.seed, step)
+            saliency = torch.where(counts[:, None, None], drawn, saliency)
+        if self.args.invert_saliency:
+            saliency = torch.where(counts[:, None, None], 1 - saliency, saliency)
+        return saliency, counts
+
+    def _row_keys(self, count: int, training: bool) -> tuple[int, Tensor]:
+        """The optimizer step, and the rows' positions in its global batch: what random draws are keyed by."""
+        step = self.state.global_step if training else -1
+        last_step, micro = self._batch_key
+        micro = micro + 1 if step == last_step else 0
+        self._batch_key = (step, micro)
+        size = self._train_batch_size if training else self.args.eval_batch_size
+        first = (micro * self.args.world_size + self.args.process_index) * size
+        return step, torch.arange(first, first + count)
+
+    def _schedule_factor(self) -> float:
+        progress = self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 1.0
+        return schedule_factor(self.args.guidance_schedule, min(1.0, progress))
+
+    # ---- Logging and evaluation ----
+
+    def _record(self, components: dict[str, Tensor], training: bool) -> None:
+        if training:
+            self._train_means.add({name: values.mean() for name, values in components.items()})
+        else:
+            self._eval_terms = components
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with the mean of each component of the loss since the last log."""
+        if "loss" in logs:
+            logs = {**logs, **self._train_means.pop(self.accelerator)}
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """As in `Trainer`; the guidance terms are kept for [`~SaliencyTrainer.evaluation_loop`]."""
+        if inputs.get("labels") is None:
+            inputs = {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
+        output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        terms, self._eval_terms = self._eval_terms, {}
+        if terms:
+            gathered = self.accelerator.gather_for_metrics(torch.stack(list(terms.values()), dim=1))
+            for index, name in enumerate(terms):
+                self._eval_means.add({name: gathered[:, index]})
+        return output
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in `Trainer`, with the mean of each component of the loss among the metrics."""
+        self._batch_key = (-1, -1)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        for name, value in self._eval_means.pop(None).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+
+def _no_maps(weights: Tensor) -> Tensor:
+    raise RuntimeError("a method that sets needs_maps=False asked for a map; set needs_maps=True on its class.")
+
+
+def _prepared(dataset: Any, transform: Callable) -> Any:
+    """Applies a transform to a data set, or to each of a dict of data sets."""
+    if isinstance(dataset, dict):
+        return {name: prepare_dataset(part, transform) for name, part in dataset.items()}
+    return None if dataset is None else prepare_dataset(dataset, transform)
+
+
+def _check_arguments(args: Any) -> None:
+    """
+    Refuses what guidance cannot be right under.
+
+    Raises:
+        ValueError: naming the argument and the remedy.
+    """
+    if not isinstance(args, SaliencyTrainingArguments):
+        raise ValueError(f"args is a {type(args).__name__}; SaliencyTrainer takes SaliencyTrainingArguments.")
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(f'output_dir="{args.output_dir}" cannot be written ({error}); choose another.') from error
+    if args.ddp_static_graph:
+        raise ValueError(
+            "ddp_static_graph=True gives wrong gradients with guidance, silently; leave it out, "
+            "DistributedDataParallel is exact without it."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process mean nn.DataParallel, whose replicas share the captured features; "
+            f"start one process a GPU with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or show this "
+            "process a single one with CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def _check_model(model: Any, model_init: Callable | None) -> None:
+    """
+    Refuses a model that is no image classifier of transformers.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    if model is None and model_init is None:
+        raise ValueError("model=None: give a model, such as as_classifier('resnet18', label_names=[...]).")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base is not None and not isinstance(base, PreTrainedModel):
+        raise ValueError(
+            f"model is a {type(base).__name__}, which takes no labels and has no configuration to save; wrap it: "
+            "as_classifier(model, label_names=[...])."
+        )

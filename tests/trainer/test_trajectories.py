@@ -1,0 +1,134 @@
+"""Configurations that have to give one trajectory, and those that have to be bit-identical."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parity_run import train
+from support import Rows, build, make_batch, make_trainer
+from transformers import Trainer, TrainingArguments
+
+SCRIPT = Path(__file__).with_name("parity_run.py")
+
+
+def largest_difference(first, second):
+    assert first.keys() == second.keys()
+    return max((first[key] - second[key]).abs().max().item() for key in first)
+
+
+def run_two_processes(output, batch_size, *flags):
+    """Two gloo processes; judged by what rank 0 wrote, since they may abort when the interpreter exits."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(SCRIPT), str(output)]
+    command += ["--batch-size", str(batch_size), *flags]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert output.exists(), finished.stderr[-4000:]
+    return torch.load(output, weights_only=False)
+
+
+@pytest.mark.parametrize("random_saliency", [False, True])
+def test_batch_accumulation_and_processes_give_one_trajectory(tmp_path, random_saliency):
+    trainer, whole = train(tmp_path, 8, 1, random_saliency=random_saliency)
+    _, accumulated = train(tmp_path, 2, 4, random_saliency=random_saliency)
+    flags = ["--random-saliency"] if random_saliency else []
+    two = run_two_processes(tmp_path / "two.pt", 4, *flags)
+    assert two["world_size"] == 2
+    assert largest_difference(whole, build("vit_class_token").state_dict()) > 1e-3
+    assert largest_difference(whole, accumulated) < 1e-6
+    assert largest_difference(whole, two["weights"]) < 1e-6
+    first, second = (
+        [entry for entry in log if "cyborg_loss" in entry] for log in (trainer.state.log_history, two["log"])
+    )
+    for one, other in zip(first, second, strict=True):
+        for name in ("cyborg_loss", "task_loss", "loss"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+
+
+def ten_steps(trainer_class, arguments_class, tmp_path, name="resnet", **arguments):
+    torch.manual_seed(0)
+    model = build(name, drop_rate=0.1) if name != "transformers_vit" else build(name)
+    rows = Rows(make_batch((64, 64), 40, annotated=[True, False] * 20))
+    options = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "max_steps": 10}
+    args = arguments_class(str(tmp_path), per_device_train_batch_size=4, **options, **arguments)
+    if trainer_class is Trainer:
+        rows = [{"pixel_values": row["pixel_values"], "labels": row["labels"]} for row in rows]
+    trainer = trainer_class(model=model, args=args, train_dataset=rows)
+    trainer.train()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit_class_token", "transformers_vit"])
+@pytest.mark.parametrize("plain", [{"guidance": "none"}, {"guidance_weight": 0, "task_weight": 1}])
+def test_no_guidance_is_bit_identical_to_trainer(tmp_path, name, plain):
+    from hf_salguide import SaliencyTrainer, SaliencyTrainingArguments
+
+    kwargs = {"label_smoothing_factor": 0.1} if name == "vit_class_token" else {}
+    expected = ten_steps(Trainer, TrainingArguments, tmp_path, name, **kwargs)
+    ours = ten_steps(SaliencyTrainer, SaliencyTrainingArguments, tmp_path, name, **plain, **kwargs)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"random_saliency": True, "guidance_schedule": "linear_increase"}])
+def test_a_resumed_run_equals_the_unbroken_one(tmp_path, arguments):
+    def trainer(folder, **more):
+        rows = Rows(make_batch((64, 96), 24, annotated=[True, True, False] * 8))
+        return make_trainer(
+            build("vit_class_token", drop_rate=0.1),
+            folder,
+            train_dataset=rows,
+            max_steps=8,
+            per_device_train_batch_size=3,
+            gradient_accumulation_steps=2,
+            save_strategy="steps",
+            save_steps=3,
+            logging_steps=3,
+            **arguments,
+            **more,
+        )
+
+    unbroken = trainer(tmp_path / "unbroken")
+    unbroken.train()
+    resumed = trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "unbroken" / "checkpoint-3"))
+    for (key, value), (_, other) in zip(
+        unbroken.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(value, other), key
+    first, second = (
+        [entry["cyborg_loss"] for entry in run.state.log_history if "cyborg_loss" in entry]
+        for run in (unbroken, resumed)
+    )
+    assert first == second
+
+
+def test_accumulation_is_right_for_models_that_ignore_the_number_of_items(tmp_path):
+    """`Trainer` itself multiplies the loss of such a model by the accumulation steps."""
+    weights = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        from transformers import ResNetConfig
+
+        from hf_salguide import as_classifier
+
+        torch.manual_seed(0)
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        model = as_classifier(config, num_labels=3, image_size=64).eval()
+        model.train = lambda mode=True, model=model: model  # batch statistics fixed, so that micro-batches agree
+        trainer = make_trainer(
+            model,
+            tmp_path,
+            guidance="cyborg",
+            train_dataset=Rows(make_batch((64, 64), 16, annotated=[True, False] * 8)),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=2,
+            optim="sgd",
+            learning_rate=0.1,
+        )
+        trainer.train()
+        weights.append({key: value.clone() for key, value in model.state_dict().items()})
+    assert largest_difference(*weights) < 1e-6
