@@ -1,0 +1,75 @@
+"""`hf-salguide bench`."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from .common import write_json
+from .parsing import parse
+
+
+@dataclass
+class BenchArguments:
+    """What is measured."""
+
+    models: list[str] = field(
+        default_factory=lambda: [
+            "resnet18",
+            "vit_tiny_patch16_224:global_pool=avg",
+            "vit_tiny_patch16_224",
+        ],
+        metadata={"help": "timm names, with keyword arguments after a colon: name:key=value,key=value."},
+    )
+    methods: list[str] = field(default_factory=lambda: ["cyborg"], metadata={"help": "Guidance methods."})
+    image_size: int = field(default=224, metadata={"help": "Side of the pictures in pixels."})
+    batch_size: int = field(default=8, metadata={"help": "Pictures a step."})
+    annotated: float = field(default=1.0, metadata={"help": "Share of the pictures that have saliency."})
+    repeats: int = field(default=20, metadata={"help": "Pairs of a plain and a guided step."})
+    memory: bool = field(default=True, metadata={"help": "Measure peak memory, each variant in its own process."})
+    loader: bool = field(default=True, metadata={"help": "Measure how fast pictures are read and transformed."})
+    json: str | None = field(default=None, metadata={"help": "File for the figures as JSON."})
+
+
+def run(argv: Sequence[str]) -> int:
+    """The cost of a guided step as a multiple of the plain step: one run, interleaved, median and quartiles."""
+    (args,) = parse([BenchArguments], argv, "bench", run.__doc__ or "")
+    from ..guidance import guidance_class
+    from ..studies.bench import BenchSetting, bench, bench_table, loader_rate
+
+    for method in args.methods:
+        guidance_class(method)
+    results = []
+    for name in args.models:
+        model, model_args = parse_model(name)
+        setting = BenchSetting(model, model_args, args.image_size, args.batch_size, args.annotated)
+        results += [bench(setting, method, args.repeats, args.memory) for method in args.methods]
+    print(bench_table(results))
+    content: dict[str, Any] = {"steps": [dataclasses.asdict(result) for result in results]}
+    if args.loader:
+        rates = loader_rate(args.image_size)
+        content["loader"] = rates
+        for kind, rate in rates.items():
+            print(f"One process reads and transforms {rate:.0f} pictures ({kind}) a second to {args.image_size} px.")
+    if args.json:
+        print(f"Written to {write_json(args.json, content)}")
+    return 0
+
+
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """
+    Reads `name:key=value,key=value`.
+
+    Raises:
+        ValueError: if a part has no `=`.
+    """
+    name, _, rest = text.partition(":")
+    model_args = {}
+    for part in filter(None, rest.split(",")):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise ValueError(f'models="{text}": write keyword arguments as name:key=value,key=value.')
+        model_args[key] = yaml.safe_load(value)
+    return name, model_args

@@ -1,0 +1,26 @@
+"""`hf-salguide demo`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .parsing import parse
+
+
+@dataclass
+class DemoArguments:
+    """The demo on decoy digits."""
+
+    output_dir: str = field(default="runs/demo", metadata={"help": "Where table, JSON and panel are written."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each kind a seed."})
+    epochs: int = field(default=8, metadata={"help": "Passes over the training set."})
+    model: str = field(default="resnet10t", metadata={"help": "timm model, trained from random weights."})
+    image_size: int = field(default=48, metadata={"help": "Side of the pictures in pixels."})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains plain, guided and inverted models on decoy digits and compares them."""
+    (args,) = parse([DemoArguments], argv, "demo", run.__doc__ or "")
+    from ..studies.demo import run_demo
+
+    run_demo(args.output_dir, args.seeds, args.epochs, args.model, args.image_size)
+    return 0

@@ -1,0 +1,48 @@
+"""`hf-salguide evaluate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .common import DataArguments, load_model, split_of, table, write_json
+from .parsing import parse
+
+COLUMNS = ["split", "pictures", "accuracy", "balanced_accuracy", "auroc", "energy_inside", "annotated"]
+
+
+@dataclass
+class EvaluateArguments(DataArguments):
+    """What is evaluated, on which splits."""
+
+    model: str = field(default="", metadata={"help": "Folder or Hub id of a trained model."})
+    splits: list[str] | None = field(default=None, metadata={"help": "Splits to evaluate on (default: all)."})
+    map_class: str = field(default="predicted", metadata={"help": "Whose map: predicted or true."})
+    batch_size: int = field(default=32, metadata={"help": "Pictures a forward."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read pictures."})
+    json: str | None = field(default=None, metadata={"help": "File for the figures as JSON."})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Accuracy, AUROC and the share of map energy on the annotated evidence, split by split."""
+    (args,) = parse([EvaluateArguments], argv, "evaluate", run.__doc__ or "", "data")
+    from ..data import check_table
+    from ..studies.predictions import predict
+
+    if not args.model:
+        raise ValueError("model: give the folder or Hub id of a trained model, --model FOLDER.")
+    if args.map_class not in ("predicted", "true"):
+        raise ValueError(f'map_class="{args.map_class}" is not known; choose "predicted" or "true".')
+    dataset = args.load()
+    splits = {name: split_of(dataset, "splits", name) for name in args.splits or dataset}
+    model = load_model(args.model)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    for split in splits.values():
+        check_table(split, label_names=names, training=False)
+    results = {
+        name: predict(model, split, args.map_class, args.batch_size, args.num_workers).metrics()
+        for name, split in splits.items()
+    }
+    print(table(COLUMNS, [[name, *(metrics.get(key) for key in COLUMNS[1:])] for name, metrics in results.items()]))
+    print(f"energy_inside: share of the positive map of the {args.map_class} class that lies on the saliency.")
+    if args.json:
+        print(f"Written to {write_json(args.json, results)}")
+    return 0

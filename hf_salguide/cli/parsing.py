@@ -1,0 +1,100 @@
+"""From a YAML file and options on top to dataclasses."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def parse(
+    types: Iterable[type], argv: Sequence[str], command: str, description: str, positional: str | None = None
+) -> tuple[Any, ...]:
+    """
+    Parses `[CONFIG.yaml] [POSITIONAL] [--option value ...]` into dataclasses; options win over the file.
+
+    Args:
+        types (iterable of dataclasses): their fields are the options.
+        argv (sequence of `str`): the command's arguments.
+        command (`str`): for the usage line.
+        description (`str`): for `--help`.
+        positional (`str`, *optional*): the option that a leading argument without dashes stands for.
+
+    Returns:
+        `tuple` of the dataclasses' instances, in the order of `types`.
+
+    Raises:
+        ValueError: for an option in the file that no dataclass has (with the nearest one), and what the dataclasses
+            raise themselves.
+        FileNotFoundError: for a file that is not there.
+    """
+    types = list(types)
+    arguments = list(argv)
+    usage = (
+        f"hf-salguide {command} [CONFIG.yaml]{f' [{positional.upper()}]' if positional else ''} [--option value ...]"
+    )
+    parser = HfArgumentParser(types, prog=f"hf-salguide {command}", usage=usage, description=description)
+    parser.allow_abbrev = False
+    defaults: dict[str, Any] = {}
+    while arguments and not arguments[0].startswith("-"):
+        if arguments[0].endswith(CONFIG_SUFFIXES):
+            defaults |= read_config(arguments.pop(0))
+        elif positional is not None and f"--{positional}" not in arguments:
+            arguments[:1] = [f"--{positional}", arguments[0]]
+            break
+        else:
+            raise ValueError(f"{arguments[0]!r} is neither an option nor a {', '.join(CONFIG_SUFFIXES)} file.")
+    known = [field.name for kind in types for field in dataclasses.fields(kind) if field.init]
+    for name in defaults:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f'"{name}" in the configuration file is not an option; did you mean "{nearest}"?')
+    parser.set_defaults(**defaults)
+    for action in parser._actions:
+        if action.dest in defaults:
+            action.required = False
+    return tuple(parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False))
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """
+    Reads a YAML or JSON file of options.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it does not hold one mapping.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such configuration file.")
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} has to hold one mapping of options to values.")
+    return config
+
+
+def as_dict(argument: str, value: Any) -> dict[str, Any]:
+    """
+    An option that takes a dict, or JSON of one.
+
+    Raises:
+        ValueError: naming the option and the value.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{argument}={value!r} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{argument}={value!r} has to be a mapping, such as {{"key": "value"}}.')
+    return value

@@ -1,0 +1,1 @@
+"""Studies: predictions with maps, panels, the demo and the benchmark."""

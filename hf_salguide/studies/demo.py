@@ -1,0 +1,204 @@
+"""The demo: plain, guided and inverted training on decoy digits, over several seeds."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+from scipy import stats
+from transformers import PreTrainedModel, set_seed
+
+from ..arguments import SaliencyTrainingArguments
+from ..backbones import as_classifier
+from ..data import decoy_digits
+from ..trainer import SaliencyTrainer
+from .panels import draw_panel, explain, save_panel
+from .predictions import predict
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training: `saliency` is what the method is told: `human`, `inverted`, or `-` for no guidance."""
+
+    method: str
+    saliency: str
+
+    @property
+    def name(self) -> str:
+        return "plain" if self.method == "none" else f"{self.method}, {self.saliency}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"guidance": self.method, "invert_saliency": self.saliency == "inverted"}
+
+
+ARMS = (Arm("none", "-"), Arm("cyborg", "human"), Arm("cyborg", "inverted"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of one training run: accuracies in and out of distribution, and map energy on the digits' strokes."""
+
+    method: str
+    saliency: str
+    seed: int
+    test_accuracy: float
+    ood_accuracy: float
+    energy_inside: float
+    seconds: float
+
+
+def train_run(
+    arm: Arm, seed: int, dataset: DatasetDict, model_name: str, epochs: int, image_size: int, output_dir: Path
+) -> tuple[PreTrainedModel, Run]:
+    """
+    Trains one model on decoy digits. The arms differ in their guidance alone: data, initial weights, order,
+    augmentation, optimizer and the weight of the task's loss are the same for a seed.
+
+    Returns:
+        `tuple` of the model and its [`Run`].
+    """
+    started = time.perf_counter()
+    set_seed(seed)
+    model = as_classifier(model_name, label_names=dataset["train"].features["label"].names, image_size=image_size)
+    args = SaliencyTrainingArguments(
+        str(output_dir),
+        **arm.arguments,
+        guidance_weight=0.0 if arm.method == "none" else 1.0,
+        task_weight=1.0,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=32,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        weight_decay=0.01,
+        seed=seed,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=False,
+        report_to="none",
+    )
+    trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"])
+    trainer.train()
+    test = predict(model, dataset["test"], progress=False).metrics()
+    ood = predict(model, dataset["ood"], progress=False).metrics()
+    run = Run(
+        arm.method,
+        arm.saliency,
+        seed,
+        test["accuracy"],
+        ood["accuracy"],
+        ood["energy_inside"],
+        time.perf_counter() - started,
+    )
+    return model, run
+
+
+def run_demo(
+    output_dir: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    epochs: int = 8,
+    model_name: str = "resnet10t",
+    image_size: int = 48,
+    report: Callable[[str], None] = print,
+    **dataset_options: Any,
+) -> list[Run]:
+    """
+    Trains every arm with every seed, writes `results.json`, `results.md` and `panel.png`, and reports a table.
+
+    Args:
+        output_dir (`str` or `Path`): where the results go.
+        seeds (sequence of `int`, *optional*): of the weights, the order and the augmentation; the data set stays.
+        epochs (`int`, *optional*, defaults to 8): passes over the training set.
+        model_name (`str`, *optional*, defaults to `"resnet10t"`): a timm model, trained from random weights.
+        image_size (`int`, *optional*, defaults to 48): the canvas of a digit, in pixels.
+        report (`Callable`, *optional*, defaults to `print`): takes the lines that are meant for the user.
+        **dataset_options: of [`~data.decoy_digits`].
+
+    Returns:
+        `list` of [`Run`].
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    dataset = decoy_digits(size=image_size, **dataset_options)
+    report(
+        f"Decoy digits: {len(dataset['train'])} pictures of {image_size} px to train on. A grey patch in a corner "
+        "gives the class away in train and test, and is random out of distribution.\n"
+        f"{model_name}, random weights, {epochs} epochs, {len(seeds)} seeds, {len(ARMS)} ways of training."
+    )
+    runs, examples = [], {}
+    for seed in seeds:
+        for arm in ARMS:
+            model, run = train_run(arm, seed, dataset, model_name, epochs, image_size, output_dir / "trainer")
+            runs.append(run)
+            report(
+                f"seed {seed}  {arm.name:<18} in {run.test_accuracy:.3f}  out {run.ood_accuracy:.3f}  "
+                f"map energy on the digit {run.energy_inside:.2f}  {run.seconds:.0f} s"
+            )
+            if seed == seeds[0]:
+                examples[arm.name] = model
+    (output_dir / "results.json").write_text(json.dumps([dataclasses.asdict(run) for run in runs], indent=2))
+    table = demo_table(runs)
+    (output_dir / "results.md").write_text(table + "\n")
+    report(table)
+    panel = _panel(examples, dataset)
+    report(f"Maps of out-of-distribution pictures: {save_panel(panel, output_dir / 'panel.png')}")
+    return runs
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
+    """
+    Mean of the paired differences and its 95 % confidence interval by Student's t.
+
+    Args:
+        values, baseline (sequences of `float`): paired, one a seed.
+
+    Returns:
+        `tuple` of mean, lower and upper end; the ends are NaN for a single pair.
+    """
+    differences = np.asarray(values) - np.asarray(baseline)
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    return mean, mean - half, mean + half
+
+
+def demo_table(runs: Sequence[Run]) -> str:
+    """The results as a Markdown table: mean ± standard deviation over the seeds, and the difference to plain."""
+    lines = [
+        "| training | in distribution | out of distribution | out, difference to plain (95 % CI) | energy on digit |",
+        "|---|---|---|---|---|",
+    ]
+    by_arm = {arm: [run for run in runs if (run.method, run.saliency) == (arm.method, arm.saliency)] for arm in ARMS}
+    plain = [run.ood_accuracy for run in by_arm[ARMS[0]]]
+    for arm, members in by_arm.items():
+        ood = [run.ood_accuracy for run in members]
+        mean, low, high = paired_difference(ood, plain)
+        difference = "" if arm == ARMS[0] else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(
+            f"| {arm.name} | {_mean_sd([run.test_accuracy for run in members])} | {_mean_sd(ood)} | {difference} | "
+            f"{_mean_sd([run.energy_inside for run in members])} |"
+        )
+    return "\n".join(lines)
+
+
+def _mean_sd(values: Sequence[float]) -> str:
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.3f} ± {spread:.3f}"
+
+
+def _panel(models: dict[str, PreTrainedModel], dataset: DatasetDict) -> Any:
+    """The same two out-of-distribution pictures under each way of training."""
+    rows = [dataset["ood"][index] for index in (0, 1)]
+    explanations, titles = [], []
+    for row in rows:
+        for name, model in models.items():
+            explanations += explain(model, [row])
+            titles.append(name)
+    return draw_panel(explanations, titles)

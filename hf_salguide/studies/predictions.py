@@ -1,0 +1,133 @@
+"""Predictions of a classifier over a data set, with its maps and how much of them lies on the evidence."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..backbones import FeatureCapture, class_maps, data_config, resolve_feature_layer
+from ..data import SaliencyCollator, make_transforms, prepare_dataset
+from ..metrics import classification_metrics, energy_inside
+
+MapClass = Literal["predicted", "true"]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """
+    What a classifier makes of `N` pictures.
+
+    Attributes:
+        probabilities (`array` of shape `(N, K)`): softmax of the logits.
+        labels (`array` of shape `(N,)`, *optional*): true classes, if the data set has them.
+        maps (`array` of shape `(N, h, w)`): signed maps of the predicted or the true class, in the logit's scale.
+        energy_inside (`array` of shape `(N,)`): share of the map's positive energy on the annotated evidence, NaN
+            where there is none.
+        file_names (`list`): the pictures' names where they are known, else their row numbers.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray | None
+    maps: np.ndarray
+    energy_inside: np.ndarray
+    file_names: list[str]
+
+    def metrics(self) -> dict[str, float]:
+        """
+        Accuracy, balanced accuracy and AUROC where there are labels, the mean share of map energy on the evidence
+        where there is saliency, and the numbers of pictures that they were computed from.
+        """
+        metrics: dict[str, float] = {"pictures": len(self.probabilities)}
+        if self.labels is not None:
+            metrics |= classification_metrics(self.labels, self.probabilities)
+        annotated = ~np.isnan(self.energy_inside)
+        if annotated.any():
+            metrics["energy_inside"] = float(self.energy_inside[annotated].mean())
+        metrics["annotated"] = int(annotated.sum())
+        return metrics
+
+
+def predict(
+    model: PreTrainedModel,
+    dataset: Any,
+    map_class: MapClass = "predicted",
+    batch_size: int = 32,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Predictions:
+    """
+    Runs a classifier over a data set.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): an image classifier; it is put in evaluation mode for the call.
+        dataset: rows with `image` and optionally `label` and `saliency`, or prepared ones, see [`SaliencyTrainer`].
+        map_class (`"predicted"` or `"true"`, *optional*): whose map is drawn.
+        batch_size (`int`, *optional*, defaults to 32): pictures a forward.
+        num_workers (`int`, *optional*, defaults to 0): processes that read pictures.
+        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+
+    Returns:
+        [`Predictions`]
+
+    Raises:
+        ValueError: if `map_class="true"` and the data set has no labels.
+    """
+    layer = resolve_feature_layer(model)
+    batches: dict[str, list[Tensor]] = {"probabilities": [], "labels": [], "maps": [], "energy": []}
+    training = model.training
+    model.eval()
+    try:
+        for batch in _batches(model, dataset, batch_size, num_workers, progress):
+            with torch.no_grad():
+                with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture:
+                    logits = model(pixel_values=batch["pixel_values"]).logits.float()
+                labels = batch.get("labels")
+                if map_class == "true" and labels is None:
+                    raise ValueError('map_class="true" needs a data set with labels; use map_class="predicted".')
+                classes = logits.argmax(dim=1) if map_class == "predicted" or labels is None else labels
+                weights = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
+                maps = class_maps(capture, layer, model, logits, weights).detach()
+                batches["probabilities"].append(logits.detach().softmax(dim=1).cpu())
+                batches["maps"].append(maps.cpu())
+                if labels is not None:
+                    batches["labels"].append(labels.cpu())
+                saliency = batch["saliency"].float() / 255 * batch["has_saliency"][:, None, None]
+                batches["energy"].append(energy_inside(maps, saliency).cpu())
+    finally:
+        model.train(training)
+    joined = {name: torch.cat(parts).numpy() for name, parts in batches.items() if parts}
+    return Predictions(
+        probabilities=joined["probabilities"],
+        labels=joined.get("labels"),
+        maps=joined["maps"],
+        energy_inside=joined["energy"],
+        file_names=_file_names(dataset),
+    )
+
+
+def _batches(
+    model: PreTrainedModel, dataset: Any, batch_size: int, num_workers: int, progress: bool
+) -> Iterator[dict[str, Tensor]]:
+    transform = make_transforms(data_config(model), train=False)
+    loader = DataLoader(
+        prepare_dataset(dataset, transform),
+        batch_size=batch_size,
+        collate_fn=SaliencyCollator(),
+        num_workers=num_workers,
+    )
+    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not progress, leave=False):
+        yield {name: value.to(model.device) for name, value in batch.items()}
+
+
+def _file_names(dataset: Any) -> list[str]:
+    columns: Sequence[str] = getattr(dataset, "column_names", None) or []
+    if "file_name" in columns:
+        return [str(name) for name in dataset["file_name"]]
+    return [str(row) for row in range(len(dataset))]

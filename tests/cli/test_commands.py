@@ -1,0 +1,224 @@
+"""Every command, as a user runs it, on a small folder of pictures and masks."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from hf_salguide.cli import COMMANDS, main
+from hf_salguide.cli.bench import parse_model
+from hf_salguide.data import decoy_digits
+
+TRAIN = {
+    "model": "test_resnet",
+    "image_size": 32,
+    "max_steps": 3,
+    "per_device_train_batch_size": 4,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Decoy digits 0 and 1, as a folder: every third picture of the training set is not annotated."""
+    path = tmp_path_factory.mktemp("digits")
+    (path / "images").mkdir()
+    (path / "masks").mkdir()
+    rows = []
+    digits = decoy_digits(size=40, num_train=80, num_validation=40, num_test=40, num_ood=40)
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test"), ("ood", "ood")):
+        for index, row in enumerate(digits[split]):
+            if row["label"] > 1:
+                continue
+            file = f"{split}_{index}.png"
+            row["image"].save(path / "images" / file)
+            annotated = index % 3 or split != "train"
+            if annotated:
+                row["saliency"].save(path / "masks" / file)
+            mask = f"masks/{file}" if annotated else ""
+            rows.append([f"images/{file}", mask, row["label"], ["zero", "one"][row["label"]], name])
+    with (path / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "mask_file_name", "label", "label_name", "split"], *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("model")
+    config = output / "train.yaml"
+    config.write_text(yaml.safe_dump({**TRAIN, "guidance": "cyborg", "output_dir": "overridden"}))
+    assert main(["train", str(config), "--data", str(folder), "--output_dir", str(output)]) == 0
+    return output
+
+
+def test_train_saves_a_model_and_its_figures(model):
+    assert (model / "model.safetensors").exists()
+    results = json.loads((model / "results.json").read_text())
+    assert 0 <= results["eval_auroc"] <= 1
+    assert results["eval_cyborg_loss"] > 0
+    config = json.loads((model / "config.json").read_text())
+    assert config["label_names"] == ["zero", "one"]
+    assert list(config["pretrained_cfg"]["input_size"]) == [3, 32, 32]
+
+
+def test_evaluate_prints_a_table_and_writes_json(model, folder, tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    arguments = ["--model", str(model), "--splits", "test", "ood", "--json", str(output)]
+    assert main(["evaluate", str(folder), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "| test " in printed
+    assert "energy_inside" in printed
+    figures = json.loads(output.read_text())
+    assert set(figures) == {"test", "ood"}
+    for metrics in figures.values():
+        assert metrics["pictures"] == metrics["annotated"] > 0
+        assert 0 < metrics["energy_inside"] < 1
+        assert 0 <= metrics["auroc"] <= 1
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_predict_writes_scores_and_maps(model, folder, tmp_path, labelled):
+    data = folder if labelled else folder / "images"
+    assert main(["predict", str(data), "--model", str(model), "--output_dir", str(tmp_path)]) == 0
+    with (tmp_path / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    files = sorted((folder / "images").glob("*.png"))
+    assert len(rows) == len(files)
+    assert ("label" in rows[0]) == labelled
+    for row in rows:
+        assert float(row["zero"]) + float(row["one"]) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == max(("zero", "one"), key=lambda name: float(row[name]))
+    maps = np.load(tmp_path / "maps.npz")
+    assert maps["maps"].shape[0] == len(files)
+    assert maps["maps"].ndim == 3
+    assert np.isfinite(maps["maps"]).all()
+    assert [row["file_name"] for row in rows] == list(maps["file_names"])
+
+
+def test_explain_draws_a_panel(model, folder, tmp_path):
+    panel = tmp_path / "panel.png"
+    assert main(["explain", str(folder), "--model", str(model), "--rows", "0", "2", "--output", str(panel)]) == 0
+    first = Image.open(panel)
+    assert min(first.size) > 200
+    assert len(np.unique(np.asarray(first.convert("L")))) > 50
+    picture = next((folder / "images").glob("*.png"))
+    alone = tmp_path / "alone.png"
+    assert main(["explain", "--model", str(model), "--pictures", str(picture), "--output", str(alone)]) == 0
+    assert Image.open(alone).size[1] < first.size[1]
+
+
+def test_check_reads_everything_and_says_what_is_wrong(folder, tmp_path, capsys):
+    assert main(["check", str(folder), "--json", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["summary"]["rows"]["train"]
+    capsys.readouterr()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(broken / "a.png")
+    (broken / "b.png").write_bytes(b"not a picture")
+    (broken / "metadata.csv").write_text("file_name,mask_file_name,label\na.png,missing.png,0\nb.png,,1\n")
+    assert main(["check", str(broken)]) == 1
+    printed = capsys.readouterr().out
+    assert "missing.png" in printed
+    assert "b.png" in printed
+
+
+def test_methods_lists_the_family(capsys):
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert "`cyborg`" in printed
+    assert "2112.00686" in printed
+
+
+def test_bench_compares_in_one_run(tmp_path, capsys):
+    output = tmp_path / "bench.json"
+    arguments = ["--models", "test_resnet", "test_vit:global_pool=avg", "--image_size", "160", "--batch_size", "2"]
+    assert main(["bench", *arguments, "--repeats", "3", "--memory", "false", "--json", str(output)]) == 0
+    results = json.loads(output.read_text())
+    assert [result["model"] for result in results["steps"]] == ["test_resnet", "test_vit(global_pool=avg)"]
+    for result in results["steps"]:
+        assert result["repeats"] == 3
+        assert result["time_ratio"] > 0
+        assert result["time_ratio_low"] <= result["time_ratio"] <= result["time_ratio_high"]
+    assert results["loader"]["JPEG"] > 0
+    assert "guided / plain" in capsys.readouterr().out
+
+
+def test_models_of_the_bench_take_keyword_arguments():
+    assert parse_model("vit_tiny_patch16_224:global_pool=avg,depth=2") == (
+        "vit_tiny_patch16_224",
+        {"global_pool": "avg", "depth": 2},
+    )
+    with pytest.raises(ValueError, match='models="a:b": write keyword arguments'):
+        parse_model("a:b")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"hf-salguide {command}" in capsys.readouterr().out
+
+
+def test_the_overview(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "'trian' is no command"),
+        (["train", "absent.yaml"], "absent.yaml: no such configuration file"),
+        (["train", "--data", "nowhere", "--output_dir", "out"], "nowhere"),
+        (["evaluate", "--data", "{folder}"], "model: give the folder or Hub id"),
+        (
+            ["evaluate", "--data", "{folder}", "--model", "{model}", "--splits", "tests"],
+            'splits="tests" is not a split',
+        ),
+        (["evaluate", "--data", "{folder}", "--model", "{model}", "--map_class", "all"], 'map_class="all"'),
+        (["explain", "--data", "{folder}", "--model", "{model}", "--rows", "999"], r"rows=[999] not in split 'test'"),
+        (["explain", "--data", "{folder}", "--model", "{model}", "--files", "x.png"], "files: x.png not in"),
+        (["explain", "--model", "{model}"], "data: give a data set"),
+        (["predict", "--data", "{folder}", "--model", "resnet18x"], "resnet18x"),
+        (["train", "--data", "{folder}", "--output_dir", "{out}", "--guidance", "cybrog"], 'did you mean "cyborg"'),
+        (["train", "--data", "{folder}", "--output_dir", "{out}", "--eval_split", "dev"], 'eval_split="dev"'),
+        (["bench", "--methods", "cybrog"], 'did you mean "cyborg"'),
+    ],
+)
+def test_bad_input_is_told_without_a_traceback(arguments, message, folder, model, tmp_path, capsys):
+    filled = [part.format(folder=folder, model=model, out=tmp_path / "out") for part in arguments]
+    assert main(filled) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_unknown_option_in_the_file_gets_the_nearest(tmp_path, folder, capsys):
+    config = tmp_path / "train.yaml"
+    config.write_text("guidence: cyborg\n")
+    assert main(["train", str(config), "--data", str(folder)]) == 2
+    assert '"guidence" in the configuration file is not an option; did you mean "guidance"' in capsys.readouterr().err
+
+
+def test_another_class_order_is_refused_in_evaluation(tmp_path, folder, model, capsys):
+    other = tmp_path / "swapped"
+    other.mkdir()
+    for name in ("images", "masks"):
+        (other / name).symlink_to(folder / name)
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    swapped = [line.replace(",0,zero,", ",1,zero,").replace(",1,one,", ",0,one,") for line in lines]
+    (other / "metadata.csv").write_text("\n".join(swapped) + "\n")
+    assert main(["evaluate", "--data", str(other), "--model", str(model)]) == 2
+    error = capsys.readouterr().err
+    assert "order" in error or "leaves the folder" in error
