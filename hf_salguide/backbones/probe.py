@@ -1,0 +1,163 @@
+"""A dry run that lists what every module gave, and reads the layout of what may be a spatial map."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .forward import logits_of
+from .layer import Layout, replace_output
+
+MAX_PREFIX_TOKENS = 8
+MIN_TOKEN_CHANNELS = 4
+
+
+@dataclass
+class Record:
+    """One tensor that a module gave in the dry run."""
+
+    name: str
+    index: int | str | None
+    tensor: Tensor
+    version: int  # the tensor's, when it left the module
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The same for modules that gave the very same tensor: a block, the container round it, an identity."""
+        return (self.tensor.data_ptr(), self.version, self.tensor.shape, self.tensor.stride())
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether an operation after the module wrote into its output."""
+        return self.tensor._version != self.version
+
+
+def tensors_of(output: Any) -> Iterator[tuple[int | str | None, Tensor]]:
+    """The tensors of a module's output, each with its index: `None` for a bare tensor."""
+    if isinstance(output, Tensor):
+        yield None, output
+    elif isinstance(output, tuple | list):
+        yield from ((index, entry) for index, entry in enumerate(output) if isinstance(entry, Tensor))
+    elif isinstance(output, dict):
+        yield from ((key, entry) for key, entry in output.items() if isinstance(entry, Tensor))
+
+
+@dataclass
+class DryRun:
+    """What one forward showed: the logits, the maps that may be spatial, and every module's calls and last shapes."""
+
+    logits: Tensor
+    records: list[Record]
+    calls: dict[str, int]
+    shapes: dict[str, list[tuple[int, ...]]]
+
+
+def dry_run(model: nn.Module, images: Tensor) -> DryRun:
+    """One forward without gradient. The records keep the order in which the modules returned."""
+    records: list[Record] = []
+    calls: dict[str, int] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            tensors = list(tensors_of(output))
+            shapes[name] = [tuple(tensor.shape) for _, tensor in tensors]
+            for index, tensor in tensors:
+                if tensor.ndim in (3, 4) and len(tensor) == len(images) and tensor.is_floating_point():
+                    records.append(Record(name, index, tensor, tensor._version))
+
+        return note
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in model.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(hook(name)).remove)
+        logits = logits_of(model(images))
+    return DryRun(logits, [record for record in records if calls[record.name] == 1], calls, shapes)
+
+
+def run_tail(model: nn.Module, images: Tensor, *outputs: tuple[str, int | str | None, Tensor]) -> Tensor:
+    """
+    The logits with modules' outputs exchanged: `(name, index, tensor)` each.
+
+    Differentiable in a tensor that requires a gradient; what comes before it is computed without a graph.
+    """
+
+    def exchange(index: int | str | None, tensor: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if tensor.requires_grad:
+                torch.set_grad_enabled(True)
+            # A copy: what follows may write into it.
+            return replace_output(output, index, tensor.clone())
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, index, tensor in outputs:
+            stack.callback(model.get_submodule(name).register_forward_hook(exchange(index, tensor)).remove)
+        return logits_of(model(images))
+
+
+def _integer_stride(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether one whole stride explains both edges, rounded up or down."""
+    if any(cells < 1 or cells > edge for cells, edge in zip(grid, size, strict=True)):
+        return False
+    strides = range(max(1, size[0] // (grid[0] + 1)), size[0] // max(1, grid[0] - 1) + 1)
+    return any(
+        grid == (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+        or grid == (size[0] // stride, size[1] // stride)
+        for stride in strides
+    )
+
+
+def _exact_stride(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    return all(edge % cells == 0 for cells, edge in zip(grid, size, strict=True)) and (
+        size[0] // grid[0] == size[1] // grid[1]
+    )
+
+
+def _rough_stride(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether some stride explains both edges when every layer may have cut off a border."""
+    (low, high), (other_low, other_high) = (
+        (edge / (cells + 1), edge / max(cells - 1, 0.5)) for cells, edge in zip(grid, size, strict=True)
+    )
+    overlap = low <= other_high and other_low <= high
+    return overlap and all(1 <= cells <= edge for cells, edge in zip(grid, size, strict=True))
+
+
+def map_layouts(shape: torch.Size, size: tuple[int, int]) -> list[tuple[Layout, tuple[int, int]]]:
+    """The layouts as which a 4-D output may be read, the better founded first; a single cell is no map."""
+    readings: list[tuple[Layout, tuple[int, int]]] = [("NCHW", (shape[2], shape[3])), ("NHWC", (shape[1], shape[2]))]
+    for fits in (_exact_stride, _integer_stride, _rough_stride):
+        found = [(layout, grid) for layout, grid in readings if math.prod(grid) > 1 and fits(grid, size)]
+        if found:
+            return found
+    return []
+
+
+def token_grids(shape: torch.Size, size: tuple[int, int]) -> list[tuple[int, tuple[int, int]]]:
+    """
+    Prefix tokens and grid as which a 3-D output `(B, L, C)` may be read, the better founded first.
+
+    An exact stride comes before a rounded one, whatever the prefix: 16 patches with a class and four register tokens
+    would else be read as 5 × 4.
+    """
+    _, length, channels = shape
+    found: list[tuple[int, tuple[int, int]]] = []
+    if channels < MIN_TOKEN_CHANNELS:
+        return found
+    for fits in (_exact_stride, _integer_stride):
+        for prefix in range(MAX_PREFIX_TOKENS + 1):
+            cells = length - prefix
+            for height in range(1, cells + 1):
+                if cells < 2 or cells % height:
+                    continue
+                grid = (height, cells // height)
+                if fits(grid, size) and (prefix, grid) not in found:
+                    found.append((prefix, grid))
+    return found
