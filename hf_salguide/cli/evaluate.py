@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from .common import DataArguments, load_model, split_of, table, write_json
 from .parsing import parse
 
-COLUMNS = ["split", "pictures", "accuracy", "balanced_accuracy", "auroc", "energy_inside", "annotated"]
+COLUMNS = [
+    "split",
+    "pictures",
+    "accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "energy_inside",
+    "annotated",
+    "energy_pictures",
+]
 
 
 @dataclass
@@ -42,7 +51,10 @@ def run(argv: Sequence[str]) -> int:
         for name, split in splits.items()
     }
     print(table(COLUMNS, [[name, *(metrics.get(key) for key in COLUMNS[1:])] for name, metrics in results.items()]))
-    print(f"energy_inside: share of the positive map of the {args.map_class} class that lies on the saliency.")
+    print(
+        f"energy_inside: share of the positive map of the {args.map_class} class that lies on the saliency; a mean "
+        "over energy_pictures, the annotated pictures whose map is positive somewhere."
+    )
     if args.json:
         print(f"Written to {write_json(args.json, results)}")
     return 0

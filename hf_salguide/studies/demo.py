@@ -14,8 +14,8 @@ from scipy import stats
 from transformers import PreTrainedModel, set_seed
 
 from ..arguments import SaliencyTrainingArguments
-from ..backbones import as_classifier
-from ..data import decoy_digits
+from ..backbones import as_classifier, data_config
+from ..data import decoy_digits, make_transforms
 from ..trainer import SaliencyTrainer
 from .panels import draw_panel, explain, save_panel
 from .predictions import predict
@@ -83,7 +83,9 @@ def train_run(
         disable_tqdm=False,
         report_to="none",
     )
-    trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"])
+    # No augmentation: a crop could cut the patch away, and a digit has no mirror image.
+    transform = make_transforms(data_config(model), train=False)
+    trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"], train_transform=transform)
     trainer.train()
     test = predict(model, dataset["test"], progress=False).metrics()
     ood = predict(model, dataset["ood"], progress=False).metrics()

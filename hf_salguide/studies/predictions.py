@@ -28,29 +28,31 @@ class Predictions:
         probabilities (`array` of shape `(N, K)`): softmax of the logits.
         labels (`array` of shape `(N,)`, *optional*): true classes, if the data set has them.
         maps (`array` of shape `(N, h, w)`): signed maps of the predicted or the true class, in the logit's scale.
+        annotated (`array` of shape `(N,)`): boolean, which pictures have saliency.
         energy_inside (`array` of shape `(N,)`): share of the map's positive energy on the annotated evidence, NaN
-            where there is none.
+            where there is no evidence or the map is nowhere positive.
         file_names (`list`): the pictures' names where they are known, else their row numbers.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray | None
     maps: np.ndarray
+    annotated: np.ndarray
     energy_inside: np.ndarray
     file_names: list[str]
 
     def metrics(self) -> dict[str, float]:
         """
         Accuracy, balanced accuracy and AUROC where there are labels, the mean share of map energy on the evidence
-        where there is saliency, and the numbers of pictures that they were computed from.
+        where it is defined, and the numbers of pictures, of annotated ones, and of those that the share is a mean of.
         """
         metrics: dict[str, float] = {"pictures": len(self.probabilities)}
         if self.labels is not None:
             metrics |= classification_metrics(self.labels, self.probabilities)
-        annotated = ~np.isnan(self.energy_inside)
-        if annotated.any():
-            metrics["energy_inside"] = float(self.energy_inside[annotated].mean())
-        metrics["annotated"] = int(annotated.sum())
+        defined = ~np.isnan(self.energy_inside)
+        metrics["energy_inside"] = float(self.energy_inside[defined].mean()) if defined.any() else float("nan")
+        metrics["annotated"] = int(self.annotated.sum())
+        metrics["energy_pictures"] = int(defined.sum())
         return metrics
 
 
@@ -80,7 +82,7 @@ def predict(
         ValueError: if `map_class="true"` and the data set has no labels.
     """
     layer = resolve_feature_layer(model)
-    batches: dict[str, list[Tensor]] = {"probabilities": [], "labels": [], "maps": [], "energy": []}
+    batches: dict[str, list[Tensor]] = {"probabilities": [], "labels": [], "maps": [], "energy": [], "annotated": []}
     training = model.training
     model.eval()
     try:
@@ -98,6 +100,7 @@ def predict(
                 batches["maps"].append(maps.cpu())
                 if labels is not None:
                     batches["labels"].append(labels.cpu())
+                batches["annotated"].append(batch["has_saliency"].cpu())
                 saliency = batch["saliency"].float() / 255 * batch["has_saliency"][:, None, None]
                 batches["energy"].append(energy_inside(maps, saliency).cpu())
     finally:
@@ -107,6 +110,7 @@ def predict(
         probabilities=joined["probabilities"],
         labels=joined.get("labels"),
         maps=joined["maps"],
+        annotated=joined["annotated"],
         energy_inside=joined["energy"],
         file_names=_file_names(dataset),
     )

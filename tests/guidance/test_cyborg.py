@@ -34,17 +34,20 @@ def resnet_map(timm_model, picture, label):
 
 
 def vit_map(timm_model, picture, label):
-    """HiResCAM at the input of the last block, by the blocks themselves; attention written out."""
+    """HiResCAM at the last block's first norm, the last place where patch tokens reach the logit."""
     tokens = timm_model.patch_embed(picture)
     tokens = timm_model.norm_pre(timm_model.patch_drop(timm_model._pos_embed(tokens)))
     for block in timm_model.blocks[:-1]:
         tokens = block(tokens)
-    last = timm_model.blocks[-1](tokens)
-    logits = timm_model.forward_head(timm_model.norm(last))[0]
-    (gradient,) = torch.autograd.grad(logits[label], tokens, create_graph=True)
+    last = timm_model.blocks[-1]
+    normed = last.norm1(tokens)
+    mixed = tokens + last.attn(normed)
+    mixed = mixed + last.mlp(last.norm2(mixed))
+    logits = timm_model.forward_head(timm_model.norm(mixed))[0]
+    (gradient,) = torch.autograd.grad(logits[label], normed, create_graph=True)
     prefix = timm_model.num_prefix_tokens
     rows, columns = timm_model.patch_embed.grid_size
-    cells = [(tokens[0, prefix + k] * gradient[0, prefix + k]).sum() for k in range(rows * columns)]
+    cells = [(normed[0, prefix + k] * gradient[0, prefix + k]).sum() for k in range(rows * columns)]
     return torch.stack(cells).reshape(rows, columns) * rows * columns, logits
 
 
