@@ -123,8 +123,13 @@ class SaliencyTrainer(Trainer):
 
         if args.pixels is not None:
             set_image_size(self.model, args.pixels)
-        self.guidance: list[Guidance] = args.build_guidance()
-        self.guidance_weights = args.guidance_weights()
+        weighted = [
+            (method, weight)
+            for method, weight in zip(args.build_guidance(), args.guidance_weights(), strict=True)
+            if weight != 0
+        ]
+        self.guidance: list[Guidance] = [method for method, _ in weighted]
+        self.guidance_weights = [weight for _, weight in weighted]
         self.task_weight = args.resolved_task_weight()
         self.feature_layer: FeatureLayer | None = None
         if self.is_guided:
@@ -160,7 +165,7 @@ class SaliencyTrainer(Trainer):
     @property
     def is_guided(self) -> bool:
         """Whether any method has a weight other than 0."""
-        return any(weight != 0 for weight in self.guidance_weights)
+        return bool(self.guidance)
 
     @property
     def label_names_of_model(self) -> list[str]:
@@ -186,18 +191,25 @@ class SaliencyTrainer(Trainer):
         """What the tables alone show is checked before any picture is read."""
         names = self.label_names_of_model
         needs_annotation = self.is_guided and all(method.needs_annotation for method in self.guidance)
-        for argument, dataset in self._unchecked.items():
-            for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-                if part is not None:
-                    train = argument == "train_dataset"
-                    check_table(part, label_names=names, training=train, needs_annotation=needs_annotation and train)
+        if self._unchecked["train_dataset"] is not None:
+            check_table(self._unchecked["train_dataset"], names, needs_annotation=needs_annotation)
+        self._check_evaluated(self._unchecked["eval_dataset"])
+
+    def _check_evaluated(self, dataset: Any) -> None:
+        """A data set whose classes are not the model's, in the model's order, would be scored against wrong labels."""
+        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+            if part is not None:
+                check_table(part, self.label_names_of_model, training=False)
 
     def _check_rows(self) -> None:
         """What only decoding shows is checked on the first rows when training starts, and for the rest when read."""
         unchecked, self._unchecked = self._unchecked, {}
         for dataset in unchecked.values():
             if dataset is not None:
-                check_rows(dataset, limit=ROWS_CHECKED, num_labels=self.model.config.num_labels)
+                report = check_rows(dataset, limit=ROWS_CHECKED, num_labels=self.model.config.num_labels)
+                if self.is_world_process_zero():
+                    for warning in report.warnings:
+                        logger.warning(str(warning))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`, after a check of the first 256 rows of each data set."""
@@ -206,11 +218,14 @@ class SaliencyTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in `Trainer`; pictures are brought to the model's size."""
-        prepared = eval_dataset if isinstance(eval_dataset, str) else _prepared(eval_dataset, self.eval_transform)
-        return super().get_eval_dataloader(prepared)
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        self._check_evaluated(eval_dataset)
+        return super().get_eval_dataloader(_prepared(eval_dataset, self.eval_transform))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in `Trainer`; pictures are brought to the model's size."""
+        self._check_evaluated(test_dataset)
         return super().get_test_dataloader(_prepared(test_dataset, self.eval_transform))
 
     # ---- The loss ----

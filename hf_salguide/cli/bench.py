@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from .common import write_json
-from .parsing import parse
+from .parsing import parse, parse_model
 
 
 @dataclass
@@ -43,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         guidance_class(method)
     results = []
     for name in args.models:
-        model, model_args = parse_model(name)
+        model, model_args = parse_model("models", name)
         setting = BenchSetting(model, model_args, args.image_size, args.batch_size, args.annotated)
         results += [bench(setting, method, args.repeats, args.memory) for method in args.methods]
     print(bench_table(results))
@@ -56,20 +54,3 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         print(f"Written to {write_json(args.json, content)}")
     return 0
-
-
-def parse_model(text: str) -> tuple[str, dict[str, Any]]:
-    """
-    Reads `name:key=value,key=value`.
-
-    Raises:
-        ValueError: if a part has no `=`.
-    """
-    name, _, rest = text.partition(":")
-    model_args = {}
-    for part in filter(None, rest.split(",")):
-        key, separator, value = part.partition("=")
-        if not separator:
-            raise ValueError(f'models="{text}": write keyword arguments as name:key=value,key=value.')
-        model_args[key] = yaml.safe_load(value)
-    return name, model_args

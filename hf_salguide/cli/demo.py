@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .parsing import parse
+from .parsing import parse, parse_model
 
 
 @dataclass
@@ -13,7 +13,10 @@ class DemoArguments:
     output_dir: str = field(default="runs/demo", metadata={"help": "Where table, JSON and panel are written."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each kind a seed."})
     epochs: int = field(default=8, metadata={"help": "Passes over the training set."})
-    model: str = field(default="resnet10t", metadata={"help": "timm model, trained from random weights."})
+    model: str = field(
+        default="resnet10t:output_stride=16",
+        metadata={"help": "timm model from random weights, name:key=value."},
+    )
     image_size: int = field(default=48, metadata={"help": "Side of the pictures in pixels."})
 
 
@@ -22,5 +25,6 @@ def run(argv: Sequence[str]) -> int:
     (args,) = parse([DemoArguments], argv, "demo", run.__doc__ or "")
     from ..studies.demo import run_demo
 
-    run_demo(args.output_dir, args.seeds, args.epochs, args.model, args.image_size)
+    model_name, model_args = parse_model("model", args.model)
+    run_demo(args.output_dir, args.seeds, args.epochs, model_name, model_args, args.image_size)
     return 0

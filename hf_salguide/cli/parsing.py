@@ -98,3 +98,20 @@ def as_dict(argument: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f'{argument}={value!r} has to be a mapping, such as {{"key": "value"}}.')
     return value
+
+
+def parse_model(argument: str, text: str) -> tuple[str, dict[str, Any]]:
+    """
+    Reads a model's name and keyword arguments, `name:key=value,key=value`.
+
+    Raises:
+        ValueError: if a part has no `=`.
+    """
+    name, _, rest = text.partition(":")
+    model_args = {}
+    for part in filter(None, rest.split(",")):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise ValueError(f'{argument}="{text}": write keyword arguments as name:key=value,key=value.')
+        model_args[key] = yaml.safe_load(value)
+    return name, model_args

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,14 @@ class Run:
 
 
 def train_run(
-    arm: Arm, seed: int, dataset: DatasetDict, model_name: str, epochs: int, image_size: int, output_dir: Path
+    arm: Arm,
+    seed: int,
+    dataset: DatasetDict,
+    epochs: int,
+    model_name: str,
+    model_args: Mapping[str, Any],
+    image_size: int,
+    output_dir: Path,
 ) -> tuple[PreTrainedModel, Run]:
     """
     Trains one model on decoy digits. The arms differ in their guidance alone: data, initial weights, order,
@@ -65,7 +72,8 @@ def train_run(
     """
     started = time.perf_counter()
     set_seed(seed)
-    model = as_classifier(model_name, label_names=dataset["train"].features["label"].names, image_size=image_size)
+    names = dataset["train"].features["label"].names
+    model = as_classifier(model_name, label_names=names, image_size=image_size, **model_args)
     args = SaliencyTrainingArguments(
         str(output_dir),
         **arm.arguments,
@@ -106,6 +114,7 @@ def run_demo(
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int = 8,
     model_name: str = "resnet10t",
+    model_args: Mapping[str, Any] | None = None,
     image_size: int = 48,
     report: Callable[[str], None] = print,
     **dataset_options: Any,
@@ -118,6 +127,8 @@ def run_demo(
         seeds (sequence of `int`, *optional*): of the weights, the order and the augmentation; the data set stays.
         epochs (`int`, *optional*, defaults to 8): passes over the training set.
         model_name (`str`, *optional*, defaults to `"resnet10t"`): a timm model, trained from random weights.
+        model_args (mapping, *optional*): its keyword arguments. Defaults to an `output_stride` of 16, which gives
+            maps of 3 × 3 cells on 48 pixels.
         image_size (`int`, *optional*, defaults to 48): the canvas of a digit, in pixels.
         report (`Callable`, *optional*, defaults to `print`): takes the lines that are meant for the user.
         **dataset_options: of [`~data.decoy_digits`].
@@ -125,6 +136,7 @@ def run_demo(
     Returns:
         `list` of [`Run`].
     """
+    model_args = {"output_stride": 16} if model_args is None else model_args
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = decoy_digits(size=image_size, **dataset_options)
@@ -136,7 +148,9 @@ def run_demo(
     runs, examples = [], {}
     for seed in seeds:
         for arm in ARMS:
-            model, run = train_run(arm, seed, dataset, model_name, epochs, image_size, output_dir / "trainer")
+            model, run = train_run(
+                arm, seed, dataset, epochs, model_name, model_args, image_size, output_dir / "trainer"
+            )
             runs.append(run)
             report(
                 f"seed {seed}  {arm.name:<18} in {run.test_accuracy:.3f}  out {run.ood_accuracy:.3f}  "
@@ -158,7 +172,8 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tup
     Mean of the paired differences and its 95 % confidence interval by Student's t.
 
     Args:
-        values, baseline (sequences of `float`): paired, one a seed.
+        values (sequence of `float`): one a seed.
+        baseline (sequence of `float`): what they are compared with, in the same order.
 
     Returns:
         `tuple` of mean, lower and upper end; the ends are NaN for a single pair.
@@ -182,7 +197,8 @@ def demo_table(runs: Sequence[Run]) -> str:
     for arm, members in by_arm.items():
         ood = [run.ood_accuracy for run in members]
         mean, low, high = paired_difference(ood, plain)
-        difference = "" if arm == ARMS[0] else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        interval = f" [{low:+.3f}, {high:+.3f}]" if len(members) > 1 else ""
+        difference = "" if arm == ARMS[0] else f"{mean:+.3f}{interval}"
         lines.append(
             f"| {arm.name} | {_mean_sd([run.test_accuracy for run in members])} | {_mean_sd(ood)} | {difference} | "
             f"{_mean_sd([run.energy_inside for run in members])} |"
@@ -191,8 +207,8 @@ def demo_table(runs: Sequence[Run]) -> str:
 
 
 def _mean_sd(values: Sequence[float]) -> str:
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.3f} ± {spread:.3f}"
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
 
 
 def _panel(models: dict[str, PreTrainedModel], dataset: DatasetDict) -> Any:

@@ -9,8 +9,7 @@ import yaml
 from PIL import Image
 
 from hf_salguide.cli import COMMANDS, main
-from hf_salguide.cli.bench import parse_model
-from hf_salguide.data import decoy_digits
+from hf_salguide.cli.parsing import parse_model
 
 TRAIN = {
     "model": "test_resnet",
@@ -25,27 +24,8 @@ TRAIN = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Decoy digits 0 and 1, as a folder: every third picture of the training set is not annotated."""
-    path = tmp_path_factory.mktemp("digits")
-    (path / "images").mkdir()
-    (path / "masks").mkdir()
-    rows = []
-    digits = decoy_digits(size=40, num_train=80, num_validation=40, num_test=40, num_ood=40)
-    for split, name in (("train", "train"), ("validation", "val"), ("test", "test"), ("ood", "ood")):
-        for index, row in enumerate(digits[split]):
-            if row["label"] > 1:
-                continue
-            file = f"{split}_{index}.png"
-            row["image"].save(path / "images" / file)
-            annotated = index % 3 or split != "train"
-            if annotated:
-                row["saliency"].save(path / "masks" / file)
-            mask = f"masks/{file}" if annotated else ""
-            rows.append([f"images/{file}", mask, row["label"], ["zero", "one"][row["label"]], name])
-    with (path / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["file_name", "mask_file_name", "label", "label_name", "split"], *rows])
-    return path
+def folder(digits_folder):
+    return digits_folder
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +132,12 @@ def test_bench_compares_in_one_run(tmp_path, capsys):
 
 
 def test_models_of_the_bench_take_keyword_arguments():
-    assert parse_model("vit_tiny_patch16_224:global_pool=avg,depth=2") == (
+    assert parse_model("model", "vit_tiny_patch16_224:global_pool=avg,depth=2") == (
         "vit_tiny_patch16_224",
         {"global_pool": "avg", "depth": 2},
     )
     with pytest.raises(ValueError, match='models="a:b": write keyword arguments'):
-        parse_model("a:b")
+        parse_model("models", "a:b")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,78 @@
+"""The README says what the code does, and the examples run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_salguide.cli.methods import methods_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def section(name):
+    found = re.search(rf"<!-- {name}: .*? -->\n(.*?)\n?<!-- /{name} -->", README, re.DOTALL)
+    assert found, name
+    return found.group(1).strip()
+
+
+def test_the_table_of_methods_is_the_one_that_the_command_prints():
+    assert section("methods") == methods_table()
+
+
+@pytest.mark.parametrize("name", ["demo", "bench"])
+def test_the_tables_of_figures_are_filled(name):
+    rows = section(name).splitlines()
+    assert len(rows) >= 4
+    assert all(row.startswith("|") for row in rows)
+
+
+def test_the_script_of_the_readme_runs(tmp_path, digits_folder):
+    script = re.search(r"## Fifteen lines\n```python\n(.*?)```", README, re.DOTALL).group(1)
+    assert len([line for line in script.splitlines() if line.strip()]) <= 16
+    script = script.replace('"path/to/folder"', repr(str(digits_folder))).replace("resnet18", "test_resnet")
+    script = script.replace('"out"', f"{str(tmp_path)!r}, max_steps=2, use_cpu=True, report_to='none'")
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "eval_cyborg_loss" in finished.stdout
+    from transformers import AutoModelForImageClassification
+
+    assert AutoModelForImageClassification.from_pretrained(tmp_path).config.id2label == {0: "zero", 1: "one"}
+
+
+def test_the_quickstart_runs(tmp_path):
+    script = (ROOT / "examples" / "quickstart.py").read_text()
+    script = script.replace("decoy_digits(size=48)", "decoy_digits(size=48, num_train=40, num_test=20, num_ood=20)")
+    script = script.replace("num_train_epochs=8", "max_steps=2, use_cpu=True").replace("resnet10t", "test_resnet")
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("accuracy") == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configurations_are_accepted(path, tmp_path):
+    from hf_salguide.arguments import SaliencyTrainingArguments
+    from hf_salguide.cli.parsing import parse
+    from hf_salguide.cli.train import TrainArguments
+
+    arguments = [str(path), "--data", "folder", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    command, training = parse([TrainArguments, SaliencyTrainingArguments], arguments, "train", "", "data")
+    expected = yaml.safe_load(path.read_text())
+    assert command.model == expected["model"]
+    assert training.guidance == expected["guidance"]
+    assert training.learning_rate == expected["learning_rate"]
+
+
+def test_nothing_promises_what_is_not_there():
+    for command in re.findall(r"hf-salguide (\w+)", README):
+        from hf_salguide.cli import COMMANDS
+
+        assert command in COMMANDS, command
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
