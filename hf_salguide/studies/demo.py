@@ -17,7 +17,7 @@ from ..arguments import SaliencyTrainingArguments
 from ..backbones import as_classifier, data_config
 from ..data import decoy_digits, make_transforms
 from ..trainer import SaliencyTrainer
-from .panels import draw_panel, explain, save_panel
+from .panels import draw_comparison, explain, save_panel
 from .predictions import predict
 
 
@@ -37,6 +37,7 @@ class Arm:
         return {"guidance": self.method, "invert_saliency": self.saliency == "inverted"}
 
 
+PANEL_PICTURES = 4
 ARMS = (Arm("none", "-"), Arm("cyborg", "human"), Arm("cyborg", "inverted"))
 
 
@@ -212,11 +213,6 @@ def _mean_sd(values: Sequence[float]) -> str:
 
 
 def _panel(models: dict[str, PreTrainedModel], dataset: DatasetDict) -> Any:
-    """The same two out-of-distribution pictures under each way of training."""
-    rows = [dataset["ood"][index] for index in (0, 1)]
-    explanations, titles = [], []
-    for row in rows:
-        for name, model in models.items():
-            explanations += explain(model, [row])
-            titles.append(name)
-    return draw_panel(explanations, titles)
+    """The first out-of-distribution pictures under each way of training."""
+    rows = [dataset["ood"][index] for index in range(min(PANEL_PICTURES, len(dataset["ood"])))]
+    return draw_comparison({name: explain(model, rows) for name, model in models.items()})

@@ -1,6 +1,6 @@
 """Panels of pictures, human saliency and maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,38 +123,83 @@ def draw_panel(explanations: Sequence[Explanation], titles: Sequence[str] | None
     Raises:
         ImportError: if matplotlib is missing; the message says how to install it.
     """
+    figure, axes = _grid(len(explanations), 4)
+    for index, (row, explanation) in enumerate(zip(axes, explanations, strict=True)):
+        _draw_picture(row[0], explanation, titles[index] if titles else "picture")
+        row[0].set_xlabel(_verdict(explanation), fontsize=9)
+        _draw_saliency(row[1], explanation)
+        limit = float(max(abs(explanation.true_map).max(), abs(explanation.other_map).max())) or 1.0
+        kind = "predicted" if explanation.correct is None else "true"
+        _draw_map(row[2], explanation, explanation.true_map, limit, f"{kind} class: {explanation.true_name}")
+        drawn = _draw_map(row[3], explanation, explanation.other_map, limit, f"other class: {explanation.other_name}")
+        figure.colorbar(drawn, ax=list(row), shrink=0.8, label="map, in the logit's scale")
+    return figure
+
+
+def draw_comparison(models: Mapping[str, Sequence[Explanation]]) -> "Figure":
+    """
+    Draws one row a picture: picture, human saliency, and for each model its map of the true class and what it says.
+
+    Each map has its own colour scale, symmetric around 0: red speaks for the class, blue against it.
+
+    Args:
+        models (mapping from `str` to sequences of [`Explanation`]): each model's explanations of the same pictures.
+
+    Returns:
+        `matplotlib.figure.Figure`
+
+    Raises:
+        ImportError: if matplotlib is missing; the message says how to install it.
+    """
+    pictures = list(zip(*models.values(), strict=True))
+    figure, axes = _grid(len(pictures), 2 + len(models))
+    for row, explanations in zip(axes, pictures, strict=True):
+        first = explanations[0]
+        _draw_picture(row[0], first, "picture" if first.correct is None else f"picture: {first.true_name}")
+        _draw_saliency(row[1], first)
+        for axis, name, explanation in zip(row[2:], models, explanations, strict=True):
+            limit = float(abs(explanation.true_map).max()) or 1.0
+            _draw_map(axis, explanation, explanation.true_map, limit, name)
+            axis.set_xlabel(_verdict(explanation), fontsize=9)
+    return figure
+
+
+def _grid(rows: int, columns: int) -> tuple["Figure", Any]:
+    """An empty figure and its axes, without ticks."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Panels need matplotlib: pip install 'hf_salguide[plots]'.") from error
+    figure = Figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
 
-    columns = 4
-    figure = Figure(figsize=(2.6 * columns, 2.75 * len(explanations)), layout="constrained")
-    axes = figure.subplots(len(explanations), columns, squeeze=False)
-    for index, (row, explanation) in enumerate(zip(axes, explanations, strict=True)):
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
-        right = {None: "", True: " (right)", False: " (wrong)"}[explanation.correct]
-        row[0].imshow(explanation.picture)
-        row[0].set_title(titles[index] if titles else "picture", fontsize=9)
-        row[0].set_xlabel(f"says {explanation.predicted_name}, {explanation.probability:.0%}{right}", fontsize=9)
-        row[1].set_title("human saliency", fontsize=9)
-        if explanation.saliency is None:
-            row[1].text(0.5, 0.5, "not annotated", ha="center", va="center", fontsize=9)
-        else:
-            row[1].imshow(explanation.saliency, cmap="gray", vmin=0, vmax=1)
-        limit = float(max(abs(explanation.true_map).max(), abs(explanation.other_map).max())) or 1.0
-        known = explanation.correct is not None
-        for axis, values, title in (
-            (row[2], explanation.true_map, f"{'true' if known else 'predicted'} class: {explanation.true_name}"),
-            (row[3], explanation.other_map, f"other class: {explanation.other_name}"),
-        ):
-            axis.imshow(explanation.picture.mean(axis=2), cmap="gray", vmin=0, vmax=1)
-            drawn = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6)
-            axis.set_title(title, fontsize=9)
-        figure.colorbar(drawn, ax=list(row), shrink=0.8, label="map, in the logit's scale")
-    return figure
+
+def _verdict(explanation: Explanation) -> str:
+    right = {None: "", True: " (right)", False: " (wrong)"}[explanation.correct]
+    return f"says {explanation.predicted_name}, {explanation.probability:.0%}{right}"
+
+
+def _draw_picture(axis: Any, explanation: Explanation, title: str) -> None:
+    axis.imshow(explanation.picture)
+    axis.set_title(title, fontsize=9)
+
+
+def _draw_saliency(axis: Any, explanation: Explanation) -> None:
+    axis.set_title("human saliency", fontsize=9)
+    if explanation.saliency is None:
+        axis.text(0.5, 0.5, "not annotated", ha="center", va="center", fontsize=9)
+    else:
+        axis.imshow(explanation.saliency, cmap="gray", vmin=0, vmax=1)
+
+
+def _draw_map(axis: Any, explanation: Explanation, values: np.ndarray, limit: float, title: str) -> Any:
+    axis.imshow(explanation.picture.mean(axis=2), cmap="gray", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=9)
+    return axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6)
 
 
 def save_panel(figure: "Figure", path: str | Path) -> Path:
