@@ -1,6 +1,8 @@
 """Training arguments with guidance."""
 
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
@@ -155,6 +157,35 @@ class SaliencyTrainingArguments(TrainingArguments):
             return float(self.task_weight)
         defaults = {guidance_class(name).default_task_weight for name in self.guidance_names}
         return defaults.pop() if len(defaults) == 1 else 1.0
+
+    def refuse_unsupported(self) -> None:
+        """
+        Refuses what guidance cannot be right under, and an output folder that cannot be written.
+
+        Raises:
+            ValueError: naming the argument, the value and the remedy.
+        """
+        try:
+            Path(str(self.output_dir)).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.output_dir):
+                pass
+        except OSError as error:
+            raise ValueError(f'output_dir="{self.output_dir}" cannot be written ({error}); choose another.') from error
+        if self.remove_unused_columns and any(self.guidance_weights()):
+            raise ValueError(
+                "remove_unused_columns=True would remove the saliency before the trainer sees it; leave it out."
+            )
+        if self.ddp_static_graph:
+            raise ValueError(
+                "ddp_static_graph=True gives wrong gradients with guidance, silently; leave it out, "
+                "DistributedDataParallel is exact without it."
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs in one process mean nn.DataParallel, whose replicas share the captured features; "
+                f"start one process a GPU with `accelerate launch --multi_gpu --num_processes {self.n_gpu}`, or show "
+                "this process a single one with CUDA_VISIBLE_DEVICES=0."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "hub_token": None}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from .backbones import (
     set_image_size,
 )
 from .data import SaliencyCollator, annotated_share, check_rows, check_table, make_transforms, prepare_dataset
-from .guidance import Guidance, GuidanceBatch, schedule_factor
+from .guidance import Guidance, GuidanceBatch, batch_saliency, schedule_factor
 from .maps import random_saliency
 from .means import RunningMeans
 
@@ -100,7 +98,9 @@ class SaliencyTrainer(Trainer):
         eval_transform: Callable | None = None,
     ) -> None:
         args = SaliencyTrainingArguments("tmp_trainer") if args is None else args
-        _check_arguments(args)
+        if not isinstance(args, SaliencyTrainingArguments):
+            raise ValueError(f"args is a {type(args).__name__}; SaliencyTrainer takes SaliencyTrainingArguments.")
+        args.refuse_unsupported()
         _check_model(model, model_init)
         super().__init__(
             model=model,
@@ -131,12 +131,11 @@ class SaliencyTrainer(Trainer):
         self.guidance: list[Guidance] = [method for method, _ in weighted]
         self.guidance_weights = [weight for _, weight in weighted]
         self.task_weight = args.resolved_task_weight()
+        self._unchecked = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        self._check_tables()
         self.feature_layer: FeatureLayer | None = None
         if self.is_guided:
             self._prepare_guidance()
-
-        self._unchecked = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        self._check_tables()
         self._guidance_scale = 1.0
         if args.rescale_annotated and self.is_guided:
             share = annotated_share(train_dataset)
@@ -305,27 +304,15 @@ class SaliencyTrainer(Trainer):
 
     def _saliency(self, inputs: dict[str, Any], training: bool) -> tuple[Tensor, Tensor]:
         """The batch's saliency, `(B, H, W)` float32 in [0, 1], and `(B,)`, which rows count; controls applied."""
-        pixels = inputs["pixel_values"]
-        size = (pixels.shape[-2], pixels.shape[-1])
-        saliency, present = inputs.get("saliency"), inputs.get("has_saliency")
-        if saliency is None or present is None:
-            if saliency is not None or present is not None:
-                raise ValueError(
-                    'data_collator: a batch needs both "saliency" and "has_saliency", or neither; '
-                    "SaliencyCollator gives both."
-                )
-            return pixels.new_zeros((len(pixels), *size), dtype=torch.float32), pixels.new_zeros(len(pixels)).bool()
-        if saliency.shape != (len(pixels), *size):
-            raise ValueError(
-                f"saliency has shape {tuple(saliency.shape)} for pixel_values of shape {tuple(pixels.shape)}; it "
-                f"needs {(len(pixels), *size)}: bring both to the same size in the transform."
-            )
-        saliency = saliency.float() if saliency.is_floating_point() else saliency.float() / 255
-        counts = present.bool()
-        if self.args.empty_mask == "skip":
-            counts = counts & (saliency.amax(dim=(1, 2)) > 0)
+        given = inputs.get("saliency")
+        if given is None and training:
+            logger.warning_once("A training batch has no saliency: guidance does nothing for it.")
+        saliency, counts = batch_saliency(
+            inputs["pixel_values"], given, inputs.get("has_saliency"), self.args.empty_mask
+        )
         if self.args.random_saliency:
-            step, rows = self._row_keys(len(pixels), training)
+            step, rows = self._row_keys(len(saliency), training)
+            size = (saliency.shape[1], saliency.shape[2])
             drawn = random_saliency(rows.to(saliency.device), size, self.args.seed, step)
             saliency = torch.where(counts[:, None, None], drawn, saliency)
         if self.args.invert_saliency:
@@ -405,34 +392,6 @@ def _prepared(dataset: Any, transform: Callable) -> Any:
     if isinstance(dataset, dict):
         return {name: prepare_dataset(part, transform) for name, part in dataset.items()}
     return None if dataset is None else prepare_dataset(dataset, transform)
-
-
-def _check_arguments(args: Any) -> None:
-    """
-    Refuses what guidance cannot be right under.
-
-    Raises:
-        ValueError: naming the argument and the remedy.
-    """
-    if not isinstance(args, SaliencyTrainingArguments):
-        raise ValueError(f"args is a {type(args).__name__}; SaliencyTrainer takes SaliencyTrainingArguments.")
-    try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=args.output_dir):
-            pass
-    except OSError as error:
-        raise ValueError(f'output_dir="{args.output_dir}" cannot be written ({error}); choose another.') from error
-    if args.ddp_static_graph:
-        raise ValueError(
-            "ddp_static_graph=True gives wrong gradients with guidance, silently; leave it out, "
-            "DistributedDataParallel is exact without it."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process mean nn.DataParallel, whose replicas share the captured features; "
-            f"start one process a GPU with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or show this "
-            "process a single one with CUDA_VISIBLE_DEVICES=0."
-        )
 
 
 def _check_model(model: Any, model_init: Callable | None) -> None:

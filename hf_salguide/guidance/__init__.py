@@ -4,6 +4,7 @@ from .base import Guidance, GuidanceBatch
 from .cyborg import Cyborg
 from .none import NoGuidance
 from .registry import PLAIN, get_guidance, guidance_class, guidance_options, list_guidance, register_guidance
+from .saliency import batch_saliency
 from .schedules import schedule_factor
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Guidance",
     "GuidanceBatch",
     "NoGuidance",
+    "batch_saliency",
     "get_guidance",
     "guidance_class",
     "guidance_options",

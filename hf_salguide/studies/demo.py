@@ -14,7 +14,7 @@ from scipy import stats
 from transformers import PreTrainedModel, set_seed
 
 from ..arguments import SaliencyTrainingArguments
-from ..backbones import as_classifier, data_config
+from ..backbones import as_classifier, data_config, image_processor
 from ..data import decoy_digits, make_transforms
 from ..trainer import SaliencyTrainer
 from .panels import draw_comparison, explain, save_panel
@@ -89,11 +89,13 @@ def train_run(
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="no",
-        disable_tqdm=False,
         report_to="none",
     )
-    # No augmentation: a crop could cut the patch away, and a digit has no mirror image.
-    transform = make_transforms(data_config(model), train=False)
+    # No crop, in the model's own configuration too, and no augmentation: a crop could cut the patch or the digit
+    # away, and a digit has no mirror image.
+    config = dataclasses.replace(data_config(model), crop_pct=1.0)
+    image_processor(model, config)
+    transform = make_transforms(config, train=False)
     trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"], train_transform=transform)
     trainer.train()
     test = predict(model, dataset["test"], progress=False).metrics()

@@ -45,6 +45,12 @@ def test_static_graph(tmp_path):
         make_trainer(build("resnet"), tmp_path, ddp_static_graph=True)
 
 
+def test_removing_the_saliency_column(tmp_path):
+    with pytest.raises(ValueError, match="remove_unused_columns=True would remove the saliency"):
+        make_trainer(build("resnet"), tmp_path, remove_unused_columns=True)
+    make_trainer(build("resnet"), tmp_path, remove_unused_columns=True, guidance="none")
+
+
 def test_data_parallel(tmp_path, monkeypatch):
     monkeypatch.setattr(SaliencyTrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(ValueError, match="2 GPUs in one process mean nn.DataParallel.*accelerate launch"):

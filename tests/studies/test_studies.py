@@ -1,0 +1,169 @@
+"""Predictions, panels, the demo and the benchmark, on tiny models."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from hf_salguide import as_classifier, saliency_maps
+from hf_salguide.backbones import data_config
+from hf_salguide.data import decoy_digits, make_transforms
+from hf_salguide.metrics import energy_inside
+from hf_salguide.studies import bench as bench_module
+from hf_salguide.studies.bench import BenchSetting, bench, bench_table, peak_memory
+from hf_salguide.studies.demo import ARMS, Run, demo_table, paired_difference, run_demo
+from hf_salguide.studies.panels import draw_panel, explain, save_panel
+from hf_salguide.studies.predictions import predict
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return decoy_digits(size=48, num_train=40, num_validation=20, num_test=20, num_ood=20)
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    torch.manual_seed(0)
+    names = digits["train"].features["label"].names
+    return as_classifier("test_vit", label_names=names, image_size=48)  # class token: maps need gradients
+
+
+@pytest.mark.parametrize("map_class", ["predicted", "true"])
+def test_predictions_are_those_of_single_pictures(model, digits, map_class):
+    predictions = predict(model, digits["test"], map_class, batch_size=7, progress=False)
+    whole = predict(model, digits["test"], map_class, batch_size=20, progress=False)
+    np.testing.assert_allclose(predictions.probabilities, whole.probabilities, atol=1e-5)
+    np.testing.assert_allclose(predictions.maps, whole.maps, atol=1e-4 * abs(whole.maps).max())
+    assert predictions.probabilities.sum(1) == pytest.approx(np.ones(20), abs=1e-5)
+    assert predictions.maps.shape[0] == 20
+    row = digits["test"][3]
+    pixels, saliency = make_transforms(data_config(model), train=False)(row["image"], row["saliency"])
+    model.eval()
+    logits = model(pixels[None]).logits[0]
+    target = int(logits.argmax()) if map_class == "predicted" else row["label"]
+    maps = saliency_maps(model, pixels[None], target=target).detach()
+    np.testing.assert_allclose(predictions.maps[3], maps[0].numpy(), atol=1e-4 * abs(whole.maps).max())
+    assert predictions.energy_inside[3] == pytest.approx(energy_inside(maps, saliency[None] / 255).item(), rel=1e-3)
+
+
+def test_metrics_of_predictions(model, digits):
+    predictions = predict(model, digits["test"], progress=False)
+    metrics = predictions.metrics()
+    assert metrics["pictures"] == metrics["annotated"] == 20
+    assert metrics["accuracy"] == pytest.approx(np.mean(predictions.probabilities.argmax(1) == predictions.labels))
+    if not math.isnan(metrics["auroc"]):
+        one_hot = np.eye(10)[predictions.labels]
+        assert metrics["auroc"] == pytest.approx(roc_auc_score(one_hot, predictions.probabilities), abs=1e-5)
+
+
+def test_predictions_without_labels_or_saliency(model, digits):
+    bare = digits["test"].remove_columns(["label", "saliency"])
+    predictions = predict(model, bare, progress=False)
+    assert predictions.labels is None
+    assert predictions.metrics()["annotated"] == 0
+    assert math.isnan(predictions.metrics()["energy_inside"])
+    with pytest.raises(ValueError, match='map_class="true" needs a data set with labels'):
+        predict(model, bare, "true", progress=False)
+
+
+def test_the_mode_of_the_model_is_left_as_it_was(model, digits):
+    model.train()
+    predict(model, digits["test"].select(range(3)), progress=False)
+    explain(model, [digits["test"][0]])
+    assert model.training
+
+
+def test_explanations_hold_the_map_of_the_true_and_of_the_likeliest_wrong_class(model, digits, tmp_path):
+    row = digits["ood"][1]
+    (explanation,) = explain(model, [row])
+    predictions = predict(model, digits["ood"], progress=False)
+    scores = predictions.probabilities[1]
+    rivals = np.delete(scores, row["label"])
+    names = digits["train"].features["label"].names
+    assert explanation.true_name == names[row["label"]]
+    assert explanation.other_name == [name for name in names if name != explanation.true_name][rivals.argmax()]
+    assert explanation.probability == pytest.approx(scores.max(), abs=1e-5)
+    assert explanation.correct == (scores.argmax() == row["label"])
+    config = data_config(model)
+    pixels, _ = make_transforms(config, train=False)(row["image"], None)
+    expected = (pixels * torch.tensor(config.std)[:, None, None] + torch.tensor(config.mean)[:, None, None])[0]
+    np.testing.assert_allclose(explanation.picture[..., 0], expected.numpy(), atol=1e-5)
+    assert explanation.saliency.shape == explanation.true_map.shape == (48, 48)
+    bare = explain(model, [{"image": row["image"]}])[0]
+    assert bare.correct is None
+    path = save_panel(draw_panel([explanation, bare], ["one", "two"]), tmp_path / "new" / "panel.png")
+    assert path.stat().st_size > 10_000
+
+
+def test_paired_difference_is_the_paired_t_interval():
+    values, baseline = [0.94, 0.95, 0.90], [0.77, 0.75, 0.79]
+    mean, low, high = paired_difference(values, baseline)
+    interval = stats.ttest_rel(values, baseline).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((np.mean(values) - np.mean(baseline), interval.low, interval.high))
+    assert math.isnan(paired_difference([1.0], [0.5])[1])
+
+
+def test_the_demo_trains_every_arm_with_the_same_data_and_weights(tmp_path):
+    lines = []
+    runs = run_demo(
+        tmp_path,
+        seeds=(0, 1),
+        epochs=1,
+        model_name="test_resnet",
+        model_args={},
+        report=lines.append,
+        num_train=40,
+        num_validation=10,
+        num_test=20,
+        num_ood=20,
+    )
+    assert [(run.method, run.saliency, run.seed) for run in runs] == [
+        (arm.method, arm.saliency, seed) for seed in (0, 1) for arm in ARMS
+    ]
+    assert (tmp_path / "panel.png").stat().st_size > 10_000
+    recorded = [Run(**run) for run in json.loads((tmp_path / "results.json").read_text())]
+    assert recorded == runs
+    assert demo_table(runs) == (tmp_path / "results.md").read_text().strip() == lines[-2]
+    assert [line.split("|")[1].strip() for line in demo_table(runs).splitlines()[2:]] == [arm.name for arm in ARMS]
+    assert ARMS[0].arguments == {"guidance": "none", "invert_saliency": False}
+    assert ARMS[2].arguments == {"guidance": "cyborg", "invert_saliency": True}
+
+
+def test_the_benchmark_measures_both_in_turn(monkeypatch):
+    setting = BenchSetting("test_vit", {"global_pool": "avg"}, 64, 2)
+    calls = []
+    original = bench_module._Step.timed
+    monkeypatch.setattr(
+        bench_module._Step,
+        "timed",
+        lambda self: (calls.append(self.trainer.args.guidance), original(self))[1],
+    )
+    result = bench(setting, "cyborg", repeats=4, memory=False)
+    assert calls == ["none", "cyborg", "cyborg", "none"] * 2
+    assert result.memory_ratio is None
+    assert result.time_ratio_low <= result.time_ratio <= result.time_ratio_high
+    assert result.plain_ms > 0
+    assert "| test_vit(global_pool=avg) | cyborg | 64 | 2 |" in bench_table([result])
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(profile_memory=True, activities=activities) as profiler:
+        first = torch.zeros(1_000_000)
+        del first
+        second, third = torch.zeros(500_000), torch.zeros(1_500_000)
+        del second, third
+    assert bench_module._profiled_peak(profiler) == pytest.approx(8_000_000, rel=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's figure is checked")
+def test_peak_memory_of_a_step_holds_weights_gradients_and_activations():
+    setting = BenchSetting("test_resnet", {}, 64, 4)
+    plain, guided = (peak_memory(setting, method) for method in ("none", "cyborg"))
+    weights = sum(value.numel() * 4 for value in as_classifier("test_resnet", num_labels=2).parameters())
+    assert plain > 4 * weights  # weights, gradients, two moments of AdamW
+    assert plain <= guided < 1.2 * plain
