@@ -31,7 +31,12 @@ from .means import RunningMeans
 
 logger = logging.get_logger(__name__)
 
-GUIDANCE_KEYS = ("saliency", "has_saliency", "sample_weight")  # of a batch; the model takes all the others
+GUIDANCE_KEYS = (
+    "saliency",
+    "has_saliency",
+    "sample_weight",
+    "agreement",
+)  # of a batch; the model takes all the others
 ROWS_CHECKED = 256
 
 

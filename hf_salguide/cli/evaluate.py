@@ -15,6 +15,7 @@ COLUMNS = [
     "energy_inside",
     "annotated",
     "energy_pictures",
+    "annotator_agreement",
 ]
 
 
@@ -50,7 +51,8 @@ def run(argv: Sequence[str]) -> int:
         name: predict(model, split, args.map_class, args.batch_size, args.num_workers).metrics()
         for name, split in splits.items()
     }
-    print(table(COLUMNS, [[name, *(metrics.get(key) for key in COLUMNS[1:])] for name, metrics in results.items()]))
+    columns = [key for key in COLUMNS if key == "split" or any(key in metrics for metrics in results.values())]
+    print(table(columns, [[name, *(metrics.get(key) for key in columns[1:])] for name, metrics in results.items()]))
     print(
         f"energy_inside: share of the positive map of the {args.map_class} class that lies on the saliency; a mean "
         "over energy_pictures, the annotated pictures whose map is positive somewhere."

@@ -60,6 +60,9 @@ class SaliencyCollator:
         weights = self._column(rows, ("weight",))
         if weights is not None:
             batch["sample_weight"] = torch.tensor([float(weight) for weight in weights], dtype=torch.float32)
+        if any(row.get("agreement") is not None for row in rows):
+            agreed = [row.get("agreement") for row in rows]
+            batch["agreement"] = torch.tensor([float("nan") if value is None else float(value) for value in agreed])
         return batch
 
     @staticmethod

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from ..rng import preserve_rng
-from .images import image_name, open_image
+from .images import agreement, image_name, open_image
 from .transforms import SaliencyTransform
 
 Transform = Callable[[Any, Any], tuple[Any, Any]]
@@ -29,7 +29,8 @@ def prepare_row(row: Mapping[str, Any], transform: Transform, index: int) -> dic
         index (`int`): the row's place in its data set, for messages.
 
     Returns:
-        `dict` with `pixel_values`, `saliency` (or `None`), and `labels`, `weight` and `group` where the row has them.
+        `dict` with `pixel_values`, `saliency` (or `None`), and `labels`, `weight` and `group` where the row has them;
+        under an evaluation transform also `agreement`, where several annotators marked the picture.
 
     Raises:
         ValueError: where the picture or the saliency cannot be read or transformed; names the row and its file.
@@ -54,6 +55,11 @@ def prepare_row(row: Mapping[str, Any], transform: Transform, index: int) -> dic
     label = row.get("labels", row.get("label"))
     if label is not None:
         prepared["labels"] = label
+    if isinstance(transform, SaliencyTransform) and not transform.train:
+        annotators = row.get("saliency")
+        agreed = agreement(annotators) if isinstance(annotators, list) and len(annotators) > 1 else None
+        if agreed is not None:
+            prepared["agreement"] = agreed
     prepared.update({name: row[name] for name in _KEPT if row.get(name) is not None})
     return prepared
 

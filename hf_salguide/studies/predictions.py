@@ -31,6 +31,8 @@ class Predictions:
         annotated (`array` of shape `(N,)`): boolean, which pictures have saliency.
         energy_inside (`array` of shape `(N,)`): share of the map's positive energy on the annotated evidence, NaN
             where there is no evidence or the map is nowhere positive.
+        agreement (`array` of shape `(N,)`): how far a picture's annotators agree, see [`~data.agreement`]; NaN where
+            there are fewer than two.
         file_names (`list`): the pictures' names where they are known, else their row numbers.
     """
 
@@ -39,6 +41,7 @@ class Predictions:
     maps: np.ndarray
     annotated: np.ndarray
     energy_inside: np.ndarray
+    agreement: np.ndarray
     file_names: list[str]
 
     def metrics(self) -> dict[str, float]:
@@ -53,6 +56,9 @@ class Predictions:
         metrics["energy_inside"] = float(self.energy_inside[defined].mean()) if defined.any() else float("nan")
         metrics["annotated"] = int(self.annotated.sum())
         metrics["energy_pictures"] = int(defined.sum())
+        agreed = ~np.isnan(self.agreement)
+        if agreed.any():
+            metrics["annotator_agreement"] = float(self.agreement[agreed].mean())
         return metrics
 
 
@@ -82,7 +88,14 @@ def predict(
         ValueError: if `map_class="true"` and the data set has no labels.
     """
     layer = resolve_feature_layer(model)
-    batches: dict[str, list[Tensor]] = {"probabilities": [], "labels": [], "maps": [], "energy": [], "annotated": []}
+    batches: dict[str, list[Tensor]] = {
+        "probabilities": [],
+        "labels": [],
+        "maps": [],
+        "energy": [],
+        "annotated": [],
+        "agreement": [],
+    }
     training = model.training
     model.eval()
     try:
@@ -101,6 +114,8 @@ def predict(
                 if labels is not None:
                     batches["labels"].append(labels.cpu())
                 batches["annotated"].append(batch["has_saliency"].cpu())
+                unknown = torch.full((len(logits),), torch.nan)
+                batches["agreement"].append(batch.get("agreement", unknown).cpu())
                 saliency = batch["saliency"].float() / 255 * batch["has_saliency"][:, None, None]
                 batches["energy"].append(energy_inside(maps, saliency).cpu())
     finally:
@@ -112,6 +127,7 @@ def predict(
         maps=joined["maps"],
         annotated=joined["annotated"],
         energy_inside=joined["energy"],
+        agreement=joined["agreement"],
         file_names=_file_names(dataset),
     )
 

@@ -7,7 +7,14 @@ from datasets import Dataset, DatasetDict, Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_salguide.data import SaliencyCollator, check_rows, load_saliency_dataset, make_transforms, prepare_dataset
+from hf_salguide.data import (
+    SaliencyCollator,
+    agreement,
+    check_rows,
+    load_saliency_dataset,
+    make_transforms,
+    prepare_dataset,
+)
 
 from .test_transforms import config
 
@@ -137,3 +144,17 @@ def test_rows_without_a_picture_and_things_that_are_no_data_set(transform):
 def test_unlabelled_rows(folder, transform):
     rows = load_saliency_dataset(folder.write())["train"].select_columns(["image"])
     assert set(prepare_dataset(rows, transform)[0]) == {"pixel_values", "saliency"}
+
+
+def test_the_agreement_of_annotators_is_kept_for_evaluation(folder):
+    folder.rows[0]["mask_file_name"] = "masks/0.png;masks/1.png"
+    dataset = load_saliency_dataset(folder.write())["train"]
+    evaluated = prepare_dataset(dataset, make_transforms(config(), train=False))
+    expected = agreement([folder.path / "masks/0.png", folder.path / "masks/1.png"])
+    assert evaluated[0]["agreement"] == pytest.approx(expected)
+    assert "agreement" not in evaluated[1]
+    assert "agreement" not in prepare_dataset(dataset, make_transforms(config(), train=True))[0]
+    kept = SaliencyCollator()([evaluated[0], evaluated[1]])["agreement"]
+    assert kept[0].item() == pytest.approx(expected)
+    assert kept[1].isnan()
+    assert "agreement" not in SaliencyCollator()([evaluated[1]])
