@@ -189,13 +189,19 @@ def test_nothing_is_left_behind_when_the_forward_fails(method, name, tmp_path):
     assert torch.isfinite(trainer.compute_loss(model, batch))
 
 
-def test_inputs_and_global_generators_are_left_alone(method, tmp_path):
+@pytest.mark.parametrize("arguments", [{"random_saliency": True}, {"invert_saliency": True}])
+@pytest.mark.parametrize("floating", [False, True])
+def test_inputs_and_global_generators_are_left_alone(method, floating, arguments, tmp_path):
     model = build("resnet").train()
-    trainer = make_trainer(model, tmp_path, guidance=method, random_saliency=True)
+    trainer = make_trainer(model, tmp_path, guidance=method, label_smoothing_factor=0.1, **arguments)
     batch = batch_for("resnet")
+    if floating:
+        batch["saliency"] = batch["saliency"].float() / 255
     before = {key: value.clone() for key, value in batch.items()}
     state = torch.random.get_rng_state()
     trainer.compute_loss(model, batch, return_outputs=True)
+    plain = make_trainer(model, tmp_path, guidance="none", label_smoothing_factor=0.1)
+    plain.compute_loss(model, batch)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert list(batch) == list(before)
     assert all(torch.equal(batch[key], before[key]) for key in batch)

@@ -25,10 +25,13 @@ def train(output_dir, batch_size, accumulation, method="cyborg", **arguments):
         max_steps=10,
         optim="sgd",
         learning_rate=0.05,
+        per_device_eval_batch_size=3,
         logging_steps=5,
         **arguments,
     )
     trainer.train()
+    held_out = Rows(make_batch((64, 96), 13, seed=1, annotated=[True, False, True] * 5))  # no multiple of anything
+    trainer.metrics = trainer.evaluate(held_out)
     return trainer, {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
@@ -42,7 +45,8 @@ if __name__ == "__main__":
         options.output.parent, options.batch_size, 1, random_saliency=options.random_saliency, ddp_backend="gloo"
     )
     if trainer.is_world_process_zero():
-        result = {"weights": weights, "world_size": trainer.args.world_size, "log": trainer.state.log_history}
+        result = {"weights": weights, "world_size": trainer.args.world_size, "metrics": trainer.metrics}
+        result["log"] = trainer.state.log_history
         partial = options.output.with_suffix(".partial")
         torch.save(result, partial)
         partial.rename(options.output)

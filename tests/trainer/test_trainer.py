@@ -95,11 +95,11 @@ def test_compute_loss_func_goes_on_working_with_accumulation(tmp_path):
         trainer = make_trainer(
             model,
             tmp_path,
-            train_dataset=rows(16),
+            train_dataset=rows(12),  # every second step is of four rows only
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
             compute_loss_func=function,
-            max_steps=3,
+            max_steps=4,
             optim="sgd",
             learning_rate=0.05,
         )
@@ -327,6 +327,24 @@ def test_logging_reads_nothing_from_the_device_between_logs():
 
 def test_the_collator_is_the_trainers_default(tmp_path):
     assert isinstance(make_trainer(build("resnet"), tmp_path).data_collator, SaliencyCollator)
+
+
+def test_random_saliency_is_drawn_anew_at_each_step_and_once_for_evaluation(tmp_path):
+    batch, model = make_batch(), build("vit_average").eval()
+    losses = []
+    for step in (0, 1, 0):
+        trainer = make_trainer(model, tmp_path, random_saliency=True)
+        trainer.state.global_step = step
+        losses.append(trainer.compute_loss(model.train(), batch).item())
+    assert losses[0] == losses[2] != losses[1]
+    evaluated = []
+    for size, step in ((4, 0), (4, 5), (12, 0)):
+        trainer = make_trainer(
+            model, tmp_path, random_saliency=True, eval_dataset=rows(), per_device_eval_batch_size=size
+        )
+        trainer.state.global_step = step
+        evaluated += [trainer.evaluate()["eval_cyborg_loss"] for _ in range(2)]
+    assert evaluated == pytest.approx([evaluated[0]] * 6, rel=1e-5)
 
 
 def test_model_init(tmp_path):
