@@ -29,7 +29,8 @@ class SaliencyTrainingArguments(TrainingArguments):
             `{"cyborg": {...}}`. On the command line as JSON.
         guidance_schedule (`str`, *optional*, defaults to `"constant"`):
             How the guidance weight moves over training: `"constant"`, `"linear_increase"`, `"linear_decrease"`,
-            `"cosine_decrease"`, `"warmup:0.1"` or `"after:0.2"`, see [`~guidance.schedule_factor`].
+            `"cosine_decrease"`, `"warmup:0.1"` or `"after:0.2"`, see [`~guidance.schedule_factor`]. Evaluation takes
+            the full weight throughout.
         feature_layer (`str`, *optional*):
             The module whose output the maps are made of. Defaults to what [`resolve_feature_layer`] finds.
         image_size (`int` or `(H, W)`, *optional*):
@@ -148,6 +149,8 @@ class SaliencyTrainingArguments(TrainingArguments):
 
     def guidance_weights(self) -> list[float]:
         """The weight of each method's term: what the user set, else the published one."""
+        if self.guidance_names == [PLAIN]:
+            return [0.0]
         defaults = [guidance_class(name).default_weight for name in self.guidance_names]
         return defaults if self.guidance_weight is None else list(_as_list(self.guidance_weight))
 

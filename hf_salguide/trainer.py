@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from transformers.utils import logging
 
 from .arguments import SaliencyTrainingArguments
 from .backbones import (
+    DataConfig,
     FeatureCapture,
     FeatureLayer,
     class_maps,
@@ -126,8 +129,6 @@ class SaliencyTrainer(Trainer):
         if compute_loss_func is not None:
             self.loss_is_scaled_for_ga = True  # it gets num_items_in_batch and is expected to divide by it
 
-        if args.pixels is not None:
-            set_image_size(self.model, args.pixels)
         weighted = [
             (method, weight)
             for method, weight in zip(args.build_guidance(), args.guidance_weights(), strict=True)
@@ -138,23 +139,29 @@ class SaliencyTrainer(Trainer):
         self.task_weight = args.resolved_task_weight()
         self._unchecked = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         self._check_tables()
-        self.feature_layer: FeatureLayer | None = None
-        if self.is_guided:
-            self._prepare_guidance()
         self._guidance_scale = 1.0
-        if args.rescale_annotated and self.is_guided:
+        if args.rescale_annotated and self.is_guided and train_dataset is not None:
             share = annotated_share(train_dataset)
             if share == 0.0:
                 raise ValueError("rescale_annotated=True: no picture of train_dataset has a saliency map.")
             self._guidance_scale = 1.0 / share
 
+        if args.pixels is not None:
+            set_image_size(self.model, args.pixels)
         config = data_config(self.model, image_size=args.pixels, processor=processing_class)
+        self.feature_layer: FeatureLayer | None = None
+        self._layer_key: tuple[Any, ...] = ()
+        if self.is_guided:
+            self._refuse_unguidable()
+            self._resolve_layer(config.size)
         self.train_transform = make_transforms(config, train=True) if train_transform is None else train_transform
         self.eval_transform = make_transforms(config, train=False) if eval_transform is None else eval_transform
+        self._data_config = config if eval_transform is None else None
         if eval_transform is None:
             processor = image_processor(self.model, config)
             # A timm model's own config.json is its processor's configuration, and is saved anyway.
-            if processing_class is None and not isinstance(processor, TimmWrapperImageProcessor):
+            own = isinstance(processor, TimmWrapperImageProcessor)
+            if not own and (processing_class is None or args.pixels is not None):
                 self.processing_class = processor
         self.train_dataset = _prepared(train_dataset, self.train_transform)
         self.eval_dataset = _prepared(eval_dataset, self.eval_transform)
@@ -177,7 +184,18 @@ class SaliencyTrainer(Trainer):
         id2label = self.model.config.id2label
         return [id2label[index] for index in range(len(id2label))]
 
-    def _prepare_guidance(self) -> None:
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        """As in `Trainer`; a model that is made anew gets the pictures' size and preparation of the first one."""
+        model = super().call_model_init(trial)
+        _check_model(model, None)
+        if self.args.pixels is not None:
+            set_image_size(model, self.args.pixels)
+        config: DataConfig | None = getattr(self, "_data_config", None)
+        if config is not None:
+            image_processor(model, config)
+        return model
+
+    def _refuse_unguidable(self) -> None:
         config = self.model.config
         if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
             raise ValueError(
@@ -185,18 +203,34 @@ class SaliencyTrainer(Trainer):
                 f'{config.num_labels} and problem_type={config.problem_type!r}; use guidance="none", or a classifier '
                 "with at least two exclusive classes."
             )
-        if any(method.needs_maps for method in self.guidance):
-            self.feature_layer = resolve_feature_layer(
-                self.model, image_size=self.args.pixels, feature_layer=self.args.feature_layer
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                f"fsdp={self.args.fsdp!r}: guidance under FSDP is untested; train with DistributedDataParallel "
+                '(`accelerate launch --multi_gpu`), or with guidance="none".'
             )
-            logger.info(f"Guidance reads the feature layer {self.feature_layer}")
+
+    def _resolve_layer(self, size: tuple[int, int]) -> None:
+        """Finds the feature layer for the model at hand and pictures of `(H, W)`; the resolver keeps what it found."""
+        if not any(method.needs_maps for method in self.guidance):
+            return
+        self.feature_layer = resolve_feature_layer(self.model, size, self.args.feature_layer)
+        self._layer_key = (id(self.model), size)
+        if self.args.torch_compile and self.feature_layer.needs_gradient:
+            raise ValueError(
+                f'torch_compile=True: the map of "{self.feature_layer.name}" is a gradient, which a compiled model '
+                "does not give; leave torch_compile out, or take a backbone whose read-out is exact."
+            )
+        logger.info(f"Guidance reads the feature layer {self.feature_layer}")
+
+    @property
+    def _needs_annotation(self) -> bool:
+        return self.is_guided and all(method.needs_annotation for method in self.guidance)
 
     def _check_tables(self) -> None:
         """What the tables alone show is checked before any picture is read."""
-        names = self.label_names_of_model
-        needs_annotation = self.is_guided and all(method.needs_annotation for method in self.guidance)
         if self._unchecked["train_dataset"] is not None:
-            check_table(self._unchecked["train_dataset"], names, needs_annotation=needs_annotation)
+            names = self.label_names_of_model
+            check_table(self._unchecked["train_dataset"], names, needs_annotation=self._needs_annotation)
         self._check_evaluated(self._unchecked["eval_dataset"])
 
     def _check_evaluated(self, dataset: Any) -> None:
@@ -208,16 +242,29 @@ class SaliencyTrainer(Trainer):
     def _check_rows(self) -> None:
         """What only decoding shows is checked on the first rows when training starts, and for the rest when read."""
         unchecked, self._unchecked = self._unchecked, {}
-        for dataset in unchecked.values():
-            if dataset is not None:
-                report = check_rows(dataset, limit=ROWS_CHECKED, num_labels=self.model.config.num_labels)
-                if self.is_world_process_zero():
-                    for warning in report.warnings:
-                        logger.warning(str(warning))
+        train, evaluated = unchecked.get("train_dataset"), unchecked.get("eval_dataset")
+        parts = evaluated if isinstance(evaluated, dict) else {"eval_dataset": evaluated}
+        named = {name: part for name, part in {"train_dataset": train, **parts}.items() if part is not None}
+        if not named:
+            return
+        report = check_rows(named, limit=ROWS_CHECKED, num_labels=self.model.config.num_labels)
+        warnings = [str(warning) for warning in report.warnings]
+        shares = report.summary["annotated_share"].get("train_dataset", {})
+        if self._needs_annotation and shares and not any(shares.values()):
+            if train is not None and len(train) <= ROWS_CHECKED:
+                raise ValueError(
+                    "train_dataset: no row has a saliency map, and guidance would do nothing; give rows a saliency, "
+                    'or train with guidance="none".'
+                )
+            warnings.append(f"train_dataset: none of the {ROWS_CHECKED} rows that were read has a saliency map.")
+        if self.is_world_process_zero():
+            for warning in warnings:
+                logger.warning(warning)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`, after a check of the first 256 rows of each data set."""
         self._check_rows()
+        self._train_means = RunningMeans()
         return super().train(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -271,6 +318,7 @@ class SaliencyTrainer(Trainer):
             return super().compute_loss(model, model_inputs, True, num_items_in_batch)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func cannot weight rows; drop it, or the data set's weight column.")
+        _class_labels(model_inputs)
         outputs = model(**model_inputs)
         smoothing = self.args.label_smoothing_factor
         losses = F.cross_entropy(
@@ -281,8 +329,11 @@ class SaliencyTrainer(Trainer):
     def _guided_loss(
         self, model: nn.Module, inputs: dict[str, Any], task_loss: Callable[[], tuple[Tensor, Any]]
     ) -> tuple[Tensor, Any]:
-        labels, weight = inputs["labels"], inputs.get("sample_weight")
+        labels, weight = _class_labels(inputs), inputs.get("sample_weight")
         saliency, annotated = self._saliency(inputs, model.training)
+        size = (saliency.shape[1], saliency.shape[2])
+        if self.feature_layer is not None and self._layer_key != (id(self.model), size):
+            self._resolve_layer(size)
         map_of: Callable[[Tensor], Tensor] = _no_maps
         if self.feature_layer is None:
             task, outputs = task_loss()
@@ -294,18 +345,27 @@ class SaliencyTrainer(Trainer):
                 class_maps, capture, layer, self.model, outputs["logits"].float(), create_graph=model.training
             )
         batch = GuidanceBatch(outputs["logits"].float(), labels, saliency, annotated, map_of)
-        components = {"task_loss": task.detach().expand(len(labels))}
+        accumulated = self.current_gradient_accumulation_steps if self._divides_by_items(model) else 1
+        components = {"task_loss": (task.detach() * accumulated).expand(len(labels))}
         guidance = task.new_zeros(())
         for method, method_weight in zip(self.guidance, self.guidance_weights, strict=True):
             terms = method.terms(batch)
+            if terms.shape != labels.shape:
+                raise ValueError(
+                    f"{type(method).__name__}.terms gave the shape {tuple(terms.shape)}; it needs one number a "
+                    f"picture, {tuple(labels.shape)}."
+                )
             terms = terms if weight is None else terms * weight
             guidance = guidance + method_weight * terms.mean()
             components[f"{method.name}_loss"] = terms.detach()
         self._record(components, model.training)
-        factor = self._guidance_scale * self._schedule_factor()
-        if self.loss_is_scaled_for_ga and model.training:
-            factor /= self.current_gradient_accumulation_steps
-        return self.task_weight * task + factor * guidance, outputs
+        # Evaluation takes the full weight throughout, so that its losses can be compared from epoch to epoch.
+        factor = self._guidance_scale * (self._schedule_factor() if model.training else 1.0)
+        return self.task_weight * task + factor / accumulated * guidance, outputs
+
+    def _divides_by_items(self, model: nn.Module) -> bool:
+        """Whether the task's loss comes divided by the items of all micro-batches: from a `compute_loss_func`."""
+        return bool(self.loss_is_scaled_for_ga) and model.training
 
     def _saliency(self, inputs: dict[str, Any], training: bool) -> tuple[Tensor, Tensor]:
         """The batch's saliency, `(B, H, W)` float32 in [0, 1], and `(B,)`, which rows count; controls applied."""
@@ -337,6 +397,20 @@ class SaliencyTrainer(Trainer):
     def _schedule_factor(self) -> float:
         progress = self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 1.0
         return schedule_factor(self.args.guidance_schedule, min(1.0, progress))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        path = Path(output_dir or self.args.output_dir) / "config.json"
+        if self.is_guided and self.args.should_save and path.exists():
+            layer = None if self.feature_layer is None else self.feature_layer.name
+            guide = {
+                "name": self.args.guidance,
+                "weight": self.guidance_weights if len(self.guidance_weights) > 1 else self.guidance_weights[0],
+                "feature_layer": layer,
+                "version": 1,
+            }
+            config = {**json.loads(path.read_text()), "saliency_guide": guide}
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     # ---- Logging and evaluation ----
 
@@ -380,12 +454,30 @@ class SaliencyTrainer(Trainer):
     ) -> EvalLoopOutput:
         """As in `Trainer`, with the mean of each component of the loss among the metrics."""
         self._batch_key = (-1, -1)
+        self._eval_means, self._eval_terms = RunningMeans(), {}
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         for name, value in self._eval_means.pop(None).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
+
+
+def _class_labels(inputs: dict[str, Any]) -> Tensor:
+    """
+    The batch's labels, one class id a picture.
+
+    Raises:
+        ValueError: if there are none, or they are of another kind.
+    """
+    labels = inputs.get("labels")
+    if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        met = "none" if labels is None else f"{labels.dtype} of the shape {tuple(labels.shape)}"
+        raise ValueError(
+            f"labels: guidance and row weights need one class id a picture, (B,) integers; the batch has {met}. Give "
+            'rows a label, or train with guidance="none" and no weights.'
+        )
+    return labels
 
 
 def _no_maps(weights: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def make_trainer(model, tmp_path, **arguments):
     """A trainer that logs nothing and saves nothing unless told to."""
     keywords = {name: arguments.pop(name) for name in list(arguments) if name.endswith(("dataset", "metrics", "func"))}
     keywords |= {
-        name: arguments.pop(name) for name in ("data_collator", "callbacks", "optimizers") if name in arguments
+        name: arguments.pop(name) for name in ("data_collator", "callbacks", "optimizers", "processing_class") if name in arguments
     }
     options = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, **arguments}
     return SaliencyTrainer(model, SaliencyTrainingArguments(str(tmp_path), **options), **keywords)

@@ -365,6 +365,8 @@ class _Search:
         for name, module in self.model.named_modules():
             if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.flatten(1).shape != expected:
                 continue
+            if not self.run.calls.get(name):  # a copy that is kept beside the head, and never trained
+                continue
             difference = (self.weights @ module.weight.detach().flatten(1) - gradients).abs().max()
             if float(difference) <= TOLERANCE * float(gradients.abs().max()):
                 return name

@@ -21,10 +21,14 @@ def register_guidance(cls: type[Guidance]) -> type[Guidance]:
     if not (inspect.isclass(cls) and issubclass(cls, Guidance)):
         raise TypeError(f"register_guidance takes a subclass of Guidance, not {cls!r}.")
     name = getattr(cls, "name", None)
+    if cls.transforms_inputs:
+        raise TypeError(f"{cls.__name__}.transforms_inputs=True: methods that change the pictures cannot be run yet.")
     if not isinstance(name, str):
         raise TypeError(f"{cls.__name__}.name={name!r}: give the class a name that users can write in guidance=.")
     known = _REGISTRY.get(name)
-    if known is not None and known.__qualname__ != cls.__qualname__:
+    # The very same definition may be run again, in a notebook's cell or a reloaded module.
+    same = known is not None and (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+    if known is not None and not same:
         raise ValueError(f'guidance="{name}" is taken by {known.__name__}; give {cls.__name__} another name.')
     _REGISTRY[name] = cls
     return cls

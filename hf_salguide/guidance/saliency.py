@@ -15,7 +15,7 @@ def batch_saliency(
 
     Args:
         pixel_values (`Tensor` of shape `(B, C, H, W)`): the pictures.
-        saliency (`Tensor` of shape `(B, H, W)`, *optional*): uint8, or float in [0, 1].
+        saliency (`Tensor` of shape `(B, H, W)`, *optional*): uint8 in 0 to 255, bool, or float in [0, 1].
         has_saliency (`Tensor` of shape `(B,)`, *optional*): boolean, which rows are annotated.
         empty_mask (`str`, *optional*, defaults to `"skip"`): `"skip"`: rows with an empty mask do not count;
             `"penalise_all"`: they do, and everything is outside.
@@ -25,7 +25,7 @@ def batch_saliency(
         in the batch no row counts.
 
     Raises:
-        ValueError: if one of `saliency` and `has_saliency` is missing, or the saliency is not of the pictures' size.
+        ValueError: if one of `saliency` and `has_saliency` is missing, or the saliency is of another type or size.
     """
     shape = (len(pixel_values), pixel_values.shape[-2], pixel_values.shape[-1])
     if saliency is None and has_saliency is None:
@@ -40,7 +40,9 @@ def batch_saliency(
             f"saliency has shape {tuple(saliency.shape)} for pixel_values of shape {tuple(pixel_values.shape)}; it "
             f"needs {shape}: bring both to the same size in the transform."
         )
-    saliency = saliency.float() if saliency.is_floating_point() else saliency.float() / 255
+    if saliency.dtype not in (torch.uint8, torch.bool) and not saliency.is_floating_point():
+        raise ValueError(f"saliency is {saliency.dtype}; it needs uint8 in 0 to 255, bool, or float in [0, 1].")
+    saliency = saliency.float() / 255 if saliency.dtype == torch.uint8 else saliency.float()
     counts = has_saliency.bool()
     if empty_mask == "skip":
         counts = counts & (saliency.amax(dim=(1, 2)) > 0)

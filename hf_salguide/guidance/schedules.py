@@ -29,7 +29,7 @@ def schedule_factor(schedule: str, progress: float) -> float:
         return 1.0 - progress
     if schedule == "cosine_decrease":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
-    kind, _, text = schedule.partition(":")
+    kind, _, text = str(schedule).partition(":")
     if kind in ("warmup", "after"):
         try:
             fraction = float(text)

@@ -48,7 +48,7 @@ def keyed_uniform(rows: Tensor, count: int, seed: int, step: int) -> Tensor:
 
 def random_saliency(rows: Tensor, size: tuple[int, int], seed: int, step: int) -> Tensor:
     """
-    Saliency maps that know nothing of the picture: smooth random fields, as soft and as large as human ones.
+    Saliency maps that know nothing of the picture: smooth random fields, soft, with a mean of one half.
 
     Args:
         rows (`Tensor` of shape `(B,)`, int64): the key of each row, see [`keyed_uniform`].

@@ -379,3 +379,11 @@ def test_pooled_vectors_are_no_tokens():
 
 def test_labels_play_no_part():
     assert resolve_feature_layer(as_classifier("test_resnet", NAMES[:2], image_size=64)).head == "timm_model.fc"
+
+
+def test_a_twin_of_the_head_that_is_never_called_is_not_the_head():
+    """As adapters keep one beside the trained head, equal to it until the first step."""
+    model = as_classifier("test_resnet", num_labels=3, image_size=64)
+    backbone = model.timm_model
+    backbone._modules = {"twin": copy.deepcopy(backbone.fc), **backbone._modules}
+    assert resolve_feature_layer(model).head == "timm_model.fc"

@@ -85,6 +85,9 @@ def test_degenerate_rows_are_finite_and_do_not_explode(method, degenerate):
     assert torch.isfinite(terms).all()
     assert torch.isfinite(maps.grad).all()
     assert maps.grad[0].abs().max() <= 10 * maps.grad[1].abs().max()
+    if degenerate != "nobody annotated" and not get_guidance(method).accepts_empty_masks:
+        assert terms[0] == 0  # no shape or no place: nothing to match
+        assert maps.grad[0].abs().max() == 0
 
 
 def test_soft_maps_stay_soft(method):

@@ -138,6 +138,47 @@ def test_no_annotated_training_picture(tmp_path):
     make_trainer(model, tmp_path, train_dataset=dataset, guidance="none")
 
 
+def test_no_annotation_in_a_data_set_that_only_reading_shows(tmp_path):
+    batch = make_batch(annotated=[False] * 5)
+    trainer = make_trainer(build("resnet"), tmp_path, train_dataset=Rows(batch), max_steps=1)
+    with pytest.raises(ValueError, match="no row has a saliency map"):
+        trainer.train()
+    make_trainer(build("resnet"), tmp_path, train_dataset=Rows(batch), max_steps=1, guidance="none").train()
+
+
+def test_labels_that_are_no_class_ids(tmp_path):
+    batch, model = make_batch(), build("resnet").eval()
+    trainer = make_trainer(model, tmp_path)
+    soft = torch.rand(5, 3)
+    with pytest.raises(ValueError, match="labels: guidance and row weights need one class id a picture"):
+        trainer.compute_loss(model, {**batch, "labels": soft})
+    with pytest.raises(ValueError, match="the batch has none"):
+        trainer.compute_loss(model, {key: batch[key] for key in batch if key != "labels"})
+    plain = make_trainer(model, tmp_path, guidance="none")
+    with pytest.raises(ValueError, match="row weights need one class id"):
+        plain.compute_loss(model, {**batch, "labels": soft, "sample_weight": torch.ones(5)})
+
+
+def test_a_method_whose_terms_are_not_one_a_picture(tmp_path, monkeypatch):
+    model = build("resnet").eval()
+    trainer = make_trainer(model, tmp_path)
+    monkeypatch.setattr(type(trainer.guidance[0]), "terms", lambda self, batch: torch.zeros(5, 1))
+    with pytest.raises(ValueError, match=r"Cyborg.terms gave the shape \(5, 1\); it needs one number a picture"):
+        trainer.compute_loss(model, make_batch())
+
+
+def test_a_compiled_model_whose_map_is_a_gradient(tmp_path):
+    with pytest.raises(ValueError, match="torch_compile=True: the map of .* is a gradient"):
+        make_trainer(build("vit_class_token"), tmp_path, torch_compile=True, torch_compile_backend="eager")
+
+
+def test_fsdp(tmp_path, monkeypatch):
+    trainer = make_trainer(build("resnet"), tmp_path)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="guidance under FSDP is untested"):
+        trainer._refuse_unguidable()
+
+
 def test_one_class_only(tmp_path):
     from hf_salguide import as_classifier
 

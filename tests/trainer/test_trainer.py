@@ -9,7 +9,7 @@ import torch
 from support import NAMES, Rows, build, make_batch, make_trainer
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback, Trainer
 
-from hf_salguide import SaliencyCollator, SaliencyTrainer, SaliencyTrainingArguments
+from hf_salguide import SaliencyCollator, SaliencyTrainer, SaliencyTrainingArguments, as_classifier
 from hf_salguide.data import decoy_digits
 from hf_salguide.means import RunningMeans
 
@@ -126,7 +126,7 @@ def test_sample_weights_weigh_task_and_guidance(tmp_path):
 
 
 def test_the_schedule_moves_the_weight_of_the_guidance_alone(tmp_path):
-    batch, model = make_batch(), build("vit_average").eval()
+    batch, model = make_batch(), build("vit_average").train()
     trainer = make_trainer(model, tmp_path, guidance_schedule="linear_increase")
     trainer.state.max_steps = 10
     losses = []
@@ -137,6 +137,8 @@ def test_the_schedule_moves_the_weight_of_the_guidance_alone(tmp_path):
     assert losses[1] > losses[0]
     plain = make_trainer(model, tmp_path, guidance="none", task_weight=0.5).compute_loss(model, batch).item()
     assert losses[0] == pytest.approx(plain, rel=1e-6)
+    trainer.state.global_step = 0
+    assert trainer.compute_loss(model.eval(), batch).item() == pytest.approx(losses[2], rel=1e-4)
 
 
 def test_rescale_annotated_divides_by_the_annotated_share(tmp_path):
@@ -316,13 +318,122 @@ def test_empty_masks_are_skipped_as_if_not_annotated(tmp_path):
         assert losses[0] == losses[1]
 
 
-def test_logging_reads_nothing_from_the_device_between_logs():
+def test_running_means_are_over_all_elements():
     means = RunningMeans()
     means.add({"a": torch.ones(3, requires_grad=True)})
     means.add({"a": torch.zeros(1), "b": torch.tensor(2.0)})
     assert not means._sums["a"].requires_grad
     assert means.pop(None) == {"a": 0.75, "b": 2.0}
     assert means.pop(None) == {}
+
+
+def test_a_step_reads_nothing_from_the_device(tmp_path, monkeypatch):
+    model, batch = build("resnet").train(), make_batch()
+    trainer = make_trainer(model, tmp_path)
+    trainer.compute_loss(model, batch)
+    with monkeypatch.context() as patch:
+        for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
+            patch.setattr(torch.Tensor, name, lambda *args, **kwargs: pytest.fail("a tensor was read"))
+        trainer.compute_loss(model, batch)
+
+
+def test_the_layer_is_resolved_for_the_pictures_that_come(tmp_path):
+    model = as_classifier("test_resnet", label_names=NAMES)  # of 160 pixels
+    dataset = Rows(make_batch((96, 64), 8, annotated=[True] * 8))
+    trainer = make_trainer(model, tmp_path, train_dataset=dataset, max_steps=1)
+    trainer.train()
+    assert trainer.feature_layer.grid == (3, 2)
+    dynamic = as_classifier("test_vit", label_names=NAMES, image_size=96, dynamic_img_size=True)
+    trainer = make_trainer(dynamic, tmp_path, train_dataset=dataset, max_steps=1)
+    trainer.train()
+    assert trainer.feature_layer.grid == (6, 4)
+
+
+def test_a_model_that_is_made_anew_keeps_size_and_preparation(tmp_path):
+    args = SaliencyTrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True, max_steps=1, image_size=64, disable_tqdm=True
+    )
+    dataset = Rows(make_batch((64, 64), 8, annotated=[True] * 8))
+    trainer = SaliencyTrainer(
+        model_init=lambda: as_classifier("test_resnet", label_names=NAMES), args=args, train_dataset=dataset
+    )
+    trainer.train()
+    assert list(trainer.model.config.pretrained_cfg["input_size"]) == [3, 64, 64]
+    import timm
+
+    with pytest.raises(ValueError, match="model is a ResNet"):
+        SaliencyTrainer(model_init=lambda: timm.create_model("test_resnet"), args=args)
+
+
+def test_the_size_of_the_arguments_is_saved_in_the_processor(tmp_path):
+    from transformers import AutoImageProcessor, ViTImageProcessor
+
+    model = build("transformers_vit")
+    trainer = make_trainer(
+        model, tmp_path, image_size=64, processing_class=ViTImageProcessor(size={"height": 96, "width": 96})
+    )
+    trainer.save_model()
+    assert dict(AutoImageProcessor.from_pretrained(tmp_path).size) == {"height": 64, "width": 64}
+
+
+def test_none_with_a_weight_is_plain_training(tmp_path):
+    model = build("resnet").train()
+    trainer = make_trainer(model, tmp_path, guidance="none", guidance_weight=0.5)
+    assert not trainer.is_guided
+    model.config.problem_type = "multi_label_classification"
+    make_trainer(model, tmp_path, guidance="none", guidance_weight=0.5)
+
+
+def test_the_logged_components_add_up_with_a_compute_loss_func(tmp_path):
+    def mean_over_the_step(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    for size, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            build("vit_average"),
+            tmp_path,
+            train_dataset=rows(16),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            compute_loss_func=mean_over_the_step,
+            max_steps=2,
+            logging_steps=2,
+        )
+        trainer.train()
+        entry = trainer.state.log_history[0]
+        assert entry["loss"] == pytest.approx(0.5 * entry["task_loss"] + 0.5 * entry["cyborg_loss"], rel=1e-4)
+
+
+def test_what_was_not_logged_is_not_carried_into_the_next_training(tmp_path):
+    trainer = make_trainer(build("resnet"), tmp_path, train_dataset=rows(), max_steps=3, logging_steps=2)
+    trainer.train()
+    assert trainer._train_means.pop(None)
+    trainer.train()
+    trainer.train()
+    assert set(trainer._train_means._counts.values()) == {1}
+
+
+def test_saliency_may_be_boolean_and_nothing_else(tmp_path):
+    batch, model = make_batch(), build("vit_average").eval()
+    trainer = make_trainer(model, tmp_path, invert_saliency=True)
+    mask = batch["saliency"] > 0
+    boolean = trainer.compute_loss(model, {**batch, "saliency": mask})
+    floating = trainer.compute_loss(model, {**batch, "saliency": mask.float()})
+    assert boolean == floating
+    with pytest.raises(ValueError, match=r"saliency is torch.int64; it needs uint8"):
+        trainer.compute_loss(model, {**batch, "saliency": mask.long()})
+
+
+def test_guidance_metadata_is_saved_with_the_model(tmp_path):
+    trainer = make_trainer(build("resnet"), tmp_path, guidance_weight=2.0)
+    trainer.save_model()
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path).config.saliency_guide
+    assert saved["name"] == "cyborg"
+    assert saved["weight"] == 2.0
+    assert saved["feature_layer"] == "timm_model.layer4.0"
+    assert not hasattr(trainer.model.config, "saliency_guide")
+    make_trainer(build("resnet"), tmp_path, guidance="none").save_model()
+    assert not hasattr(AutoModelForImageClassification.from_pretrained(tmp_path).config, "saliency_guide")
 
 
 def test_the_collator_is_the_trainers_default(tmp_path):
