@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 
-from .labels import encode_labels
+from .labels import encode_labels, places_in, similar_names
 from .prepare import undecoded
 from .report import Problem, raise_errors
 from .tables import (
@@ -46,13 +46,15 @@ def _is_map(feature: Any) -> bool:
     return isinstance(feature, Image) or type(feature).__name__ == "Array2D"
 
 
-def _find(features: Features, names: Sequence[str], fits: Any, taken: Sequence[str | None]) -> str | None:
-    """A column by its usual name and feature type, or the only one of the type."""
+def _find(
+    features: Features, names: Sequence[str], fits: Any, taken: Sequence[str | None], alone: Any = None
+) -> str | None:
+    """A column by its usual name and feature type, or the only one of the type (or of the type `alone`)."""
     lower = {column.lower(): column for column in features if column not in taken}
     for name in names:
         if name in lower and fits(features[lower[name]]):
             return lower[name]
-    candidates = [column for column in lower.values() if fits(features[column])]
+    candidates = [column for column in lower.values() if (alone or fits)(features[column])]
     return candidates[0] if len(candidates) == 1 else None
 
 
@@ -76,7 +78,14 @@ def _columns(features: Features, options: TableOptions, name: str) -> tuple[str,
             f'dataset.cast_column("{image}", datasets.Image()).'
         )
     if label is None:
-        label = _find(features, _LABEL_NAMES, lambda feature: isinstance(feature, ClassLabel | Value), [image])
+        # A lone number or text may be anything, an age or a site.
+        label = _find(
+            features,
+            _LABEL_NAMES,
+            lambda feature: isinstance(feature, ClassLabel | Value),
+            [image],
+            alone=lambda feature: isinstance(feature, ClassLabel),
+        )
         if label is None:
             raise ValueError(f"no label column is found in {name} ({_described(features)}); name it: label_column=.")
     if saliency is None:
@@ -119,7 +128,11 @@ def _matching(merged: Dataset, where: Mapping[str, Any] | None, name: str) -> li
 
 
 def _label_codes(
-    merged: Dataset, label: str, keep: Sequence[int], places: Sequence[str]
+    merged: Dataset,
+    label: str,
+    keep: Sequence[int],
+    places: Sequence[str],
+    label_names: Sequence[str] | None,
 ) -> tuple[list[int], list[str], list[Problem]]:
     feature, column = merged.features[label], _plain(merged, label)
     values = [column[index] for index in keep]
@@ -128,7 +141,7 @@ def _label_codes(
         if label == "label" and "label_name" in merged.column_names:
             column = _plain(merged, "label_name")
             names = [column[index] for index in keep]
-        return encode_labels(values, names, places)
+        return encode_labels(values, names, places, label_names)
     problems = [
         Problem(
             "error",
@@ -140,6 +153,13 @@ def _label_codes(
         if value is None or not 0 <= value < len(feature.names)
     ]
     present = set(values)
+    if label_names is not None:
+        if problems:
+            return values, list(label_names), problems
+        used = sorted(present)
+        given, problem = places_in([feature.names[code] for code in used], label_names, ordered=True)
+        place = dict(zip(used, given, strict=True))
+        return [place[value] for value in values], list(label_names), [problem] if problem else []
     if not problems and len(present) == 1:
         problems.append(
             Problem(
@@ -154,7 +174,7 @@ def _label_codes(
 
 def adapt_datasets(source: Dataset | DatasetDict, name: str, options: TableOptions) -> DatasetDict:
     """
-    Renames, selects and checks; pictures stay as they are stored.
+    Renames, selects and checks; pictures stay as they are stored, and are decoded when a row is read.
 
     Args:
         source (`Dataset` or `DatasetDict`): the data set.
@@ -222,7 +242,10 @@ def _finish(
         chosen = indices.setdefault(splits[index], [])
         places.append(f"row {len(chosen)} of {splits[index]}")
         chosen.append(index)
-    codes, label_names, problems = _label_codes(merged, label, keep, places)
+    codes, label_names, problems = _label_codes(merged, label, keep, places, options.label_names)
+    similar = similar_names(label_names)
+    if similar:
+        logger.warning("%s: class names differ only in case: %s.", name, ", ".join(similar))
     added: dict[str, tuple[list[Any], Any]] = {"label": (codes, ClassLabel(names=label_names))}
     if group_column is not None:
         groups = _plain(merged, group_column)
@@ -251,6 +274,11 @@ def _finish(
                 )
             merged = merged.remove_columns(column)
     merged = merged.rename_columns({old: new for old, new in kept.items() if old != new})
+    for column, feature in merged.features.items():
+        if isinstance(feature, Image):
+            merged = merged.cast_column(column, Image())
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            merged = merged.cast_column(column, List(Image()))
     # Columns are added to the whole table, before rows are selected: afterwards it would copy every picture.
     for column, (values, feature) in added.items():
         whole: list[Any] = [None] * len(merged)

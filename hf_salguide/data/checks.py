@@ -16,7 +16,7 @@ from .adapt import adapt_datasets
 from .facts import RowFacts
 from .folder import FolderTable, read_folder
 from .images import is_missing
-from .labels import as_integer
+from .labels import as_integer, similar_names
 from .loading import open_source
 from .prepare import PreparedDataset, PreparedIterableDataset, undecoded
 from .report import CheckReport
@@ -280,8 +280,8 @@ def check_folder(path: str | os.PathLike | Dataset | DatasetDict, **options: Any
 
     Args:
         path: a folder, or whatever [`load_saliency_dataset`] takes.
-        **options: `split_column`, `image_column`, `label_column`, `saliency_column`, `where`, `group_column` and
-            `weight_column`, as in [`load_saliency_dataset`].
+        **options: `split_column`, `image_column`, `label_column`, `saliency_column`, `where`, `group_column`,
+            `weight_column` and `label_names`, as in [`load_saliency_dataset`].
 
     Returns:
         [`CheckReport`]; what is wrong with the data is listed, not raised. Its `summary` has rows and annotated share
@@ -315,6 +315,9 @@ def _read_table(facts: RowFacts, table: FolderTable) -> dict[str, set[Any]]:
     groups: dict[str, set[Any]] = {}
     if table.dropped:
         facts.warning(None, f"{table.dropped} rows have an empty split and are left out", "name their split")
+    similar = similar_names(table.label_names)
+    if similar:
+        facts.warning(None, f"class names differ only in case: {', '.join(similar)}", "write each class in one way")
     if table.saliency_column is None:
         facts.warning(
             None,

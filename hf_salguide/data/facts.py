@@ -14,7 +14,7 @@ from .collator import SaliencyCollator
 from .images import DEEP_RANGES, is_missing, load_picture, load_saliency, open_image
 from .prepare import row_name
 from .report import CheckReport, Problem
-from .transforms import fit_saliency
+from .transforms import read_annotators
 
 _SHOWN = 5
 _FAINT = 16  # of 255: label ids, not saliency, as a rule
@@ -34,6 +34,7 @@ class RowFacts:
     digests: dict[bytes, list[tuple[str, str]]] = field(default_factory=dict)
     read: int = 0
     constant: int = 0
+    resized: int = 0
 
     def error(self, file: str | None, message: str) -> None:
         self.problems.append(Problem("error", file, message, ""))
@@ -81,10 +82,10 @@ class RowFacts:
         self.digests.setdefault(digest.digest(), []).append((split, name))
 
     def _saliency(self, value: Any, size: tuple[int, int] | None, name: str, label: str) -> None:
-        maps = load_saliency(value)
+        maps = load_saliency(value) if size is None else read_annotators(value, size)[0]
+        if size is not None and any(tuple(saliency.shape) != size for saliency in maps):
+            self.resized += 1
         for saliency in maps:
-            if size is not None:
-                fit_saliency(saliency, size)
             high = int(saliency.max()) if saliency.dtype == torch.uint8 else 255
             if 0 < high < _FAINT:
                 self.warning(
@@ -131,12 +132,19 @@ class RowFacts:
                 f'only rows with the label "{next(iter(with_maps))}" are annotated: annotation gives the class away',
                 "avoid methods that transform the inputs, or annotate the other classes too",
             )
+        if self.resized:
+            self.warning(
+                None,
+                f"{self.resized} annotated pictures have a map of another size, which is resized to the picture's",
+                "nothing needs doing if the maps cover the whole picture",
+            )
         if len(self.depths) > 1:
             described = ", ".join(f"{limit} ({name})" for limit, name in sorted(self.depths.items()))
             self.warning(
                 None,
                 f"deep pictures fall on different scales: {described}, so their brightness cannot be compared",
-                "fix the scale with bit_depth= of make_transforms",
+                "save all pictures with one scale (divided by one constant, in 8 bits for example), or in Python give "
+                "the trainer transforms from make_transforms with bit_depth=",
             )
         for copies in self.digests.values():
             if len({split for split, _ in copies}) > 1:
@@ -163,6 +171,7 @@ class RowFacts:
             "empty_masks": dict(self.empty),
             "picture_sizes": dict(self.sizes.most_common(10)),
             "picture_modes": dict(self.modes),
+            "resized_maps": self.resized,
             "constant_pictures": self.constant,
             "repeated_pictures": repeats,
         }

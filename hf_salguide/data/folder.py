@@ -58,6 +58,19 @@ def metadata_file(folder: Path) -> Path | None:
     return present[0] if present else None
 
 
+def read_table(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """
+    The columns of a CSV or JSON lines file, and its rows with their line numbers; empty cells are `None`.
+
+    Raises:
+        ValueError: for a file that is no UTF-8, has a column twice, a row with too many cells, or bad JSON.
+    """
+    try:
+        return _read_csv(file) if file.suffix == ".csv" else _read_jsonl(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8 ({error}); save it as UTF-8.") from error
+
+
 def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
@@ -73,7 +86,7 @@ def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
                     f"line {reader.line_num} of {file} has more cells than the header has columns ({len(columns)}); "
                     "quote cells that hold a comma."
                 )
-            rows.append((reader.line_num, {name: value or None for name, value in row.items()}))
+            rows.append((reader.line_num, {name: (value or "").strip() or None for name, value in row.items()}))
     return columns, rows
 
 
@@ -98,7 +111,7 @@ def _read_jsonl(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]
     return list(columns), rows
 
 
-class _Files:
+class Files:
     """Resolves the file names of a table; what leaves the folder is refused, by `..` or by a link."""
 
     def __init__(self, folder: Path):
@@ -173,6 +186,10 @@ def _used_columns(columns: Sequence[str], options: TableOptions, what: str) -> _
             f"{what} has neither the column label nor label_name, only {', '.join(columns)}; add one of them, or name "
             "the column with label_column."
         )
+    if options.image_column is None and "file_name" not in columns:
+        raise ValueError(
+            f"{what} has no column file_name, only {', '.join(columns)}; name the pictures' column with image_column."
+        )
     return _Columns(
         image=need_column(columns, options.image_column or "file_name", "image_column", what),
         label=label,
@@ -218,18 +235,19 @@ def read_folder(folder: Path, file: Path, options: TableOptions) -> tuple[Folder
     Raises:
         ValueError: for what no row can be read without: columns, an empty table, an unknown split or `where` column.
     """
-    columns, numbered = _read_csv(file) if file.suffix == ".csv" else _read_jsonl(file)
+    columns, numbered = read_table(file)
     if not numbered:
         raise ValueError(f"{file} has no rows; write one a picture, with file_name, mask_file_name and label.")
     used = _used_columns(columns, options, str(file))
     for column in options.where or {}:
         need_column(columns, column, "where", str(file))
     rows, dropped = _select_rows(numbered, used, options.where, file)
-    problems = _resolve_rows(_Files(folder), rows, used.image, used.saliency)
+    problems = _resolve_rows(Files(folder), rows, used.image, used.saliency)
     codes, label_names, label_problems = encode_labels(
         None if used.label is None else [row.values[used.label] for row in rows],
         None if used.label_name is None else [row.values[used.label_name] for row in rows],
         [f"{row.values[used.image]} ({row.place})" for row in rows],
+        options.label_names,
     )
     problems += label_problems
     for row, code in zip(rows, codes, strict=True):
@@ -256,7 +274,7 @@ def read_folder(folder: Path, file: Path, options: TableOptions) -> tuple[Folder
 
 
 def _resolve_rows(
-    files: _Files, rows: Sequence[FolderRow], image_column: str, saliency_column: str | None
+    files: Files, rows: Sequence[FolderRow], image_column: str, saliency_column: str | None
 ) -> list[Problem]:
     """Finds every row's files; fills the rows in and returns what is wrong."""
     problems: list[Problem] = []

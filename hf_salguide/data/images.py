@@ -296,9 +296,25 @@ def load_saliency(value: Any) -> list[Tensor]:
     """
     if is_missing(value):
         raise ValueError("the saliency is None: the row is not annotated, there is no map to read.")
-    if _is_annotators(value):
-        return [_load_map(item) for item in value if not is_missing(item)]
-    return [_load_map(value)]
+    maps = [item for item in value if not is_missing(item)] if _is_annotators(value) else [value]
+    return [_named_map(item) for item in maps]
+
+
+def saliency_names(value: Any) -> list[str | None]:
+    """The files of a row's maps, one for each map that [`load_saliency`] gives; `None` where they are not known."""
+    maps = [item for item in value if not is_missing(item)] if _is_annotators(value) else [value]
+    return [image_name(item) for item in maps]
+
+
+def _named_map(value: Any) -> Tensor:
+    """[`_load_map`], whose errors name the file."""
+    try:
+        return _load_map(value)
+    except ValueError as error:
+        name = image_name(value)
+        if name is None or name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
 
 
 def mean_saliency(maps: Sequence[Tensor]) -> Tensor:
@@ -347,10 +363,21 @@ def agreement(maps: Sequence[Any]) -> float | None:
     Raises:
         ValueError: for maps of different sizes, and as [`read_saliency`].
     """
-    values = [read_saliency(item).to(torch.float64).flatten() for item in maps if not is_missing(item)]
-    if len({tuple(read_saliency(item).shape) for item in maps if not is_missing(item)}) > 1:
+    values = [read_saliency(item) for item in maps if not is_missing(item)]
+    if len({tuple(value.shape) for value in values}) > 1:
         raise ValueError("the annotators' maps have different sizes; resize them to the picture's size.")
-    binary = all(bool(((value == 0) | (value == 1)).all()) for value in values)
+    return map_agreement(values)
+
+
+def is_binary(saliency: Tensor) -> bool:
+    """Whether a map, as loaded, holds nothing but its least and its greatest possible value."""
+    return bool(((saliency == 0) | (saliency == (1 if saliency.is_floating_point() else 255))).all())
+
+
+def map_agreement(maps: Sequence[Tensor]) -> float | None:
+    """[`agreement`] of maps that are loaded, `(H, W)` each, of one size."""
+    binary = all(is_binary(saliency) for saliency in maps)
+    values = [to_unit_range(saliency).to(torch.float64).flatten() for saliency in maps]
     scores = []
     for one, other in itertools.combinations(values, 2):
         if binary:

@@ -18,15 +18,22 @@ def as_integer(value: Any) -> int | None:
 
 
 def encode_labels(
-    labels: Sequence[Any] | None, names: Sequence[Any] | None, places: Sequence[str]
+    labels: Sequence[Any] | None,
+    names: Sequence[Any] | None,
+    places: Sequence[str],
+    label_names: Sequence[str] | None = None,
 ) -> tuple[list[int], list[str], list[Problem]]:
     """
     Codes and class names: names in the order of their integers, or sorted where there are none.
+
+    With `label_names` the class list is given: names are looked up in it, integers without a name are places in it,
+    and rows of a single class are no problem.
 
     Args:
         labels (sequence or `None`): a row's label each, integers or names.
         names (sequence or `None`): a row's class name each.
         places (`Sequence[str]`): how messages name each row.
+        label_names (`Sequence[str]`, *optional*): the class list.
 
     Returns:
         `tuple` of the codes (0 to K - 1, -1 where a row's label cannot be used), the K class names, and the problems.
@@ -35,7 +42,8 @@ def encode_labels(
     codes = [-1] * len(places)
     if labels is None or all(label is None for label in labels):
         labels, names = names, None
-    assert labels is not None
+    if labels is None:
+        labels = [None] * len(places)
     integers = [None if label is None else as_integer(label) for label in labels]
     missing = [index for index, label in enumerate(labels) if label is None]
     for index in missing:
@@ -73,12 +81,62 @@ def encode_labels(
         class_names, name_problems = _names_of(classes, keys, names, places)
         problems += name_problems
     place = {key: code for code, key in enumerate(classes)}
+    if label_names is not None:
+        named = not numeric or (names is not None and any(name is not None for name in names))
+        given, problem = places_in(class_names, label_names, ordered=bool(numeric), named=named)
+        problems += [problem] if problem else []
+        return [-1 if key is None else given[place[key]] for key in keys], list(label_names), problems
     codes = [-1 if key is None else place[key] for key in keys]
     if len(class_names) == 1:
         problems.append(
             Problem("error", None, f'every row has the label "{class_names[0]}"', "a classifier needs two classes")
         )
     return codes, class_names, problems
+
+
+def places_in(
+    class_names: Sequence[str], label_names: Sequence[str], ordered: bool, named: bool = True
+) -> tuple[list[int], Problem | None]:
+    """
+    The places of a table's classes in a class list that is given.
+
+    Args:
+        class_names (`Sequence[str]`): the table's classes.
+        label_names (`Sequence[str]`): the class list.
+        ordered (`bool`): whether the table orders its classes, by their integers: the list has to agree.
+        named (`bool`, *optional*, defaults to `True`): whether the table names its classes; otherwise they are the
+            integers as text.
+
+    Returns:
+        `tuple` of one place for each of `class_names` (-1 where it has none) and the problem, if there is one.
+    """
+    known = {name: index for index, name in enumerate(label_names)}
+    if not named and not all(name in known for name in class_names):
+        known = {str(index): index for index in range(len(label_names))}
+    found = [known.get(name, -1) for name in class_names]
+    listed = f"the class list {list(label_names)[:10]}"
+    if -1 in found:
+        odd = class_names[found.index(-1)]
+        return found, Problem(
+            "error",
+            None,
+            f'the class "{odd}" is not in {listed}',
+            "name the classes as the model does, or drop the rows",
+        )
+    if ordered and found != sorted(found):
+        return found, Problem(
+            "error",
+            None,
+            f"the classes are {list(class_names)[:10]} by their integers, and {listed} has them in another order",
+            "give each class the integer that the model knows it by, or leave the integers out",
+        )
+    return found, None
+
+
+def similar_names(class_names: Sequence[str]) -> list[str]:
+    """Class names that differ in upper and lower case alone."""
+    lower = [name.lower() for name in class_names]
+    return [name for name, folded in zip(class_names, lower, strict=True) if lower.count(folded) > 1]
 
 
 def _names_of(

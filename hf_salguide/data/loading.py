@@ -2,8 +2,9 @@
 
 import io
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 from .adapt import adapt_datasets
 from .folder import FolderRow, FolderTable, metadata_file, read_folder
 from .images import read_saliency
-from .labels import as_integer
+from .labels import as_integer, similar_names
 from .report import Problem, raise_errors
 from .tables import RESERVED, TableOptions, split_order
 
@@ -45,6 +46,7 @@ def load_saliency_dataset(
     where: Mapping[str, Any] | None = None,
     group_column: str | None = None,
     weight_column: str | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> DatasetDict:
     """
     Loads pictures, labels and human saliency.
@@ -69,6 +71,8 @@ def load_saliency_dataset(
         where (`Mapping`, *optional*): selects rows, `{"source": "synth_hard"}`; a list of values means any of them.
         group_column (`str`, *optional*): patient, finger, tile: what must not cross a split.
         weight_column (`str`, *optional*): a weight of each row's loss, finite and 0 or more.
+        label_names (`Sequence[str]`, *optional*): the class list of a model that is to be evaluated. Names are looked
+            up in it, integers without names are places in it, and the rows may all be of one class.
 
     Returns:
         `DatasetDict`. Each split has `image` (`Image`, decoded when a row is read), `label` (`ClassLabel`, the same
@@ -79,12 +83,12 @@ def load_saliency_dataset(
     Raises:
         FileNotFoundError: for a path that does not exist and is no Hub id either.
         ValueError: for missing or unknown columns, a missing file, a file that leaves the folder, a file named twice,
-            labels that are missing, contradictory or outside the class list, one class only, a group in two splits, a
-            bad weight, a `.npy` map with NaN or out of range, both metadata files, no rows. The message lists the
-            first few files and the remedy.
+            labels that are missing, contradictory, outside the class list or in another order than `label_names`, one
+            class only without `label_names`, a group in two splits, a bad weight, a `.npy` map with NaN or out of
+            range, both metadata files, no rows. The message lists the first few files and the remedy.
     """
     options = TableOptions(
-        split_column, image_column, label_column, saliency_column, where, group_column, weight_column
+        split_column, image_column, label_column, saliency_column, where, group_column, weight_column, label_names
     )
     source = open_source(path)
     if isinstance(source, Dataset | DatasetDict):
@@ -143,6 +147,9 @@ def report_table(table: FolderTable, file: Path) -> None:
     """Says what was left out of a table."""
     if table.dropped:
         logger.warning("%s: %d rows have an empty split and are left out.", file, table.dropped)
+    similar = similar_names(table.label_names)
+    if similar:
+        logger.warning("%s: class names differ only in case: %s.", file, ", ".join(similar))
     if table.saliency_column is None:
         logger.warning(
             "%s has no column mask_file_name, only %s: no picture is annotated. Name the column with saliency_column.",
@@ -170,16 +177,28 @@ def _saliency_structs(row: FolderRow) -> list[dict[str, Any]]:
     ]
 
 
+def _is_integer(text: str) -> bool:
+    value = as_integer(text)
+    return value is not None and str(value) == text and abs(value) < 2**53
+
+
+def _is_float(text: str) -> bool:
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(value) and repr(value) == text
+
+
 def _typed(values: list[Any]) -> pa.Array:
-    """A column of text as integers or floats where all of it is."""
+    """A column of text as integers or floats where that loses nothing: `001` is a name."""
     present = [value for value in values if value is not None]
     if present and all(isinstance(value, str) for value in present):
-        if all(as_integer(value) is not None and str(as_integer(value)) == value for value in present):
+        if all(_is_integer(value) for value in present):
             return pa.array([None if value is None else int(value) for value in values], type=pa.int64())
-        try:
+        if all(_is_integer(value) or _is_float(value) for value in present):
             return pa.array([None if value is None else float(value) for value in values], type=pa.float64())
-        except ValueError:
-            return pa.array(values, type=pa.string())
+        return pa.array(values, type=pa.string())
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -202,7 +221,7 @@ def assemble(table: FolderTable) -> tuple[DatasetDict, list[Problem]]:
             structs.append(_saliency_structs(row))
             rows.append(row)
         except ValueError as error:
-            problems.append(Problem("error", ";".join(row.saliency), str(error), ""))
+            problems.append(Problem("error", None, str(error), ""))
     used = {table.image_column, "file_name", *RESERVED}
     extra = {name: _typed([row.values[name] for row in rows]) for name in table.columns if name not in used}
     features = {

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from ..rng import preserve_rng
-from .images import agreement, image_name, open_image
+from .images import image_name, open_image
 from .transforms import SaliencyTransform
 
 Transform = Callable[[Any, Any], tuple[Any, Any]]
@@ -42,11 +42,13 @@ def prepare_row(row: Mapping[str, Any], transform: Transform, index: int) -> dic
             f"row {index} has neither pixel_values nor image, only {', '.join(map(str, row)) or 'nothing'}; rename "
             "the picture's column to image (load_saliency_dataset does with image_column=)."
         )
+    agreed = None
     try:
         image, saliency = row["image"], row.get("saliency")
-        if not isinstance(transform, SaliencyTransform):  # which reads files itself
-            image, saliency = _opened(image), _opened(saliency)
-        pixels, saliency = transform(image, saliency)
+        if isinstance(transform, SaliencyTransform):  # which reads files itself
+            pixels, saliency, agreed = transform.with_agreement(image, saliency)
+        else:
+            pixels, saliency = transform(_opened(image), _opened(saliency))
     except Exception as error:
         names = [name for name in (row_name(row), image_name(row.get("saliency"))) if name]
         described = f" ({', saliency '.join(names)})" if names else ""
@@ -55,11 +57,8 @@ def prepare_row(row: Mapping[str, Any], transform: Transform, index: int) -> dic
     label = row.get("labels", row.get("label"))
     if label is not None:
         prepared["labels"] = label
-    if isinstance(transform, SaliencyTransform) and not transform.train:
-        annotators = row.get("saliency")
-        agreed = agreement(annotators) if isinstance(annotators, list) and len(annotators) > 1 else None
-        if agreed is not None:
-            prepared["agreement"] = agreed
+    if agreed is not None:
+        prepared["agreement"] = agreed
     prepared.update({name: row[name] for name in _KEPT if row.get(name) is not None})
     return prepared
 

@@ -25,12 +25,14 @@ class TableOptions:
     where: Mapping[str, Any] | None = None
     group_column: str | None = None
     weight_column: str | None = None
+    label_names: Sequence[str] | None = None
 
 
 def split_name(value: Any) -> str:
-    """A split's name as it is used: `val` and `valid` are `validation`, nothing is the empty string."""
+    """A split's name as it is used: the usual ones in lower case, `val` and `valid` are `validation`."""
     name = "" if value is None else str(value).strip()
-    return "validation" if name.lower() in _VALIDATION else name
+    lower = name.lower()
+    return "validation" if lower in _VALIDATION else lower if lower in _ORDER else name
 
 
 def split_order(names: Iterable[str]) -> list[str]:

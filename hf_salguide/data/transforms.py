@@ -13,7 +13,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as F
 
-from .images import is_missing, load_picture, load_saliency, mean_saliency, to_unit_range
+from .images import (
+    is_binary,
+    is_missing,
+    load_picture,
+    load_saliency,
+    map_agreement,
+    mean_saliency,
+    saliency_names,
+    to_unit_range,
+)
 
 _ASPECT_TOLERANCE = 0.02
 _INTERPOLATIONS = {mode.value: mode for mode in InterpolationMode}
@@ -52,6 +61,30 @@ def fit_saliency(saliency: Tensor, size: tuple[int, int]) -> Tensor:
             f"shape; {remedy}"
         )
     return F.resize(saliency.unsqueeze(0), list(size), InterpolationMode.BILINEAR, antialias=True).squeeze(0)
+
+
+def read_annotators(value: Any, size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor]]:
+    """
+    Reads a row's saliency, each annotator's map by itself.
+
+    Args:
+        value: whatever [`read_saliency`] takes.
+        size (`tuple[int, int]`): the picture's `(H, W)`.
+
+    Returns:
+        `tuple` of the maps as they are stored and the maps at the picture's size, `(H, W)` each, uint8 in 0 to 255 or
+        float32 in [0, 1].
+
+    Raises:
+        ValueError: as [`read_saliency`] and [`fit_saliency`]; names the map's file where it is known.
+    """
+    loaded, fitted = load_saliency(value), []
+    for saliency, name in zip(loaded, saliency_names(value), strict=True):
+        try:
+            fitted.append(fit_saliency(saliency, size))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if name else str(error)) from error
+    return loaded, fitted
 
 
 class SaliencyTransform:
@@ -140,11 +173,22 @@ class SaliencyTransform:
             ValueError: as [`read_image`] and [`read_saliency`], and where the map's aspect ratio differs from the
                 picture's by more than 2 % and more than a pixel of the map.
         """
+        pixels, human, _ = self.with_agreement(image, saliency)
+        return pixels, human
+
+    def with_agreement(self, image: Any, saliency: Any = None) -> tuple[Tensor, Tensor | None, float | None]:
+        """
+        What a call gives and, for evaluation, how far several annotators of the picture agree, see [`agreement`]; maps
+        of different sizes are compared at the picture's.
+        """
         picture = load_picture(image, self.channels, self.bit_depth)
         size = (picture.shape[1], picture.shape[2])
-        human = None
+        human, agreed = None, None
         if not is_missing(saliency):
-            human = mean_saliency([fit_saliency(one, size) for one in load_saliency(saliency)]).unsqueeze(0)
+            loaded, fitted = read_annotators(saliency, size)
+            human = mean_saliency(fitted).unsqueeze(0)
+            if not self.train and len(loaded) > 1:
+                agreed = map_agreement(_of_one_size(loaded, fitted))
         if self.train and self.crop is not None:
             box = self.crop.make_params([picture])
             picture = self._crop(picture, box, self.interpolation)
@@ -161,7 +205,7 @@ class SaliencyTransform:
         if pixels.shape[0] < self.channels:
             pixels = pixels.expand(self.channels, -1, -1)
         mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
-        return (pixels - mean).div_(std), None if human is None else _to_uint8(human.squeeze(0))
+        return (pixels - mean).div_(std), None if human is None else _to_uint8(human.squeeze(0)), agreed
 
     def _crop(self, picture: Tensor, box: dict[str, int], interpolation: InterpolationMode) -> Tensor:
         return F.resized_crop(picture, **box, size=list(self.size), interpolation=interpolation, antialias=True)
@@ -177,6 +221,15 @@ class SaliencyTransform:
             ratio = min(picture.shape[1] / height, picture.shape[2] / width)
             scaled = [round(picture.shape[1] / ratio), round(picture.shape[2] / ratio)]
         return F.center_crop(F.resize(picture, scaled, interpolation, antialias=True), list(self.size))
+
+
+def _of_one_size(loaded: list[Tensor], fitted: list[Tensor]) -> list[Tensor]:
+    """Annotators' maps that can be compared: as they are stored, else at the picture's size; masks stay masks."""
+    if len({saliency.shape for saliency in loaded}) == 1:
+        return loaded
+    if all(is_binary(saliency) for saliency in loaded):
+        return [(to_unit_range(saliency) >= 0.5).to(torch.uint8) * 255 for saliency in fitted]
+    return fitted
 
 
 def _to_uint8(saliency: Tensor) -> Tensor:

@@ -223,3 +223,18 @@ def test_a_dataset_of_the_library():
     report = check_folder(decoy_digits(num_train=30, num_validation=5, num_test=5, num_ood=5))
     assert not report.problems
     assert sum(report.summary["rows"]["train"].values()) == 30
+
+
+def test_resized_maps_are_counted_and_told_once(folder):
+    for index in (0, 1):
+        Image.new("L", (15, 10), 255).save(folder.path / f"masks/{index}.png")
+    report = check_folder(folder.write())
+    assert report.summary["resized_maps"] == 2
+    assert sum("2 annotated pictures have a map of another size" in line for line in _messages(report, "warning")) == 1
+    assert not report.errors
+
+
+def test_class_names_that_differ_in_case_are_in_the_report(folder):
+    folder.drop_column("label")
+    folder.rows[0]["label_name"] = "Zebra"
+    assert "differ only in case: Zebra, zebra" in "".join(_messages(check_folder(folder.write()), "warning"))

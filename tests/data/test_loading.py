@@ -1,5 +1,6 @@
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,7 +260,10 @@ def test_the_same_file_twice(folder):
 
 @pytest.mark.parametrize(
     ("column", "words"),
-    [("file_name", ['image_column="file_name"', "mask_file_name, label"]), ("label", ["label nor label_name"])],
+    [
+        ("file_name", ["no column file_name", "mask_file_name, label", "with image_column"]),
+        ("label", ["label nor label_name"]),
+    ],
 )
 def test_missing_columns(folder, column, words):
     folder.drop_column(column)
@@ -381,3 +385,149 @@ def test_paths_that_cannot_be_loaded(folder, tmp_path):
         load_saliency_dataset(tmp_path / "empty")
     with pytest.raises(ValueError, match="path is a int; give a folder"):
         load_saliency_dataset(3)
+
+
+# ---- A class list that is given ----
+
+
+def _only(folder, *indices):
+    folder.rows = [folder.rows[index] for index in indices]
+
+
+def test_a_given_class_list_allows_one_class_and_places_names_in_it(folder):
+    names = ["wolf", "zebra", "ant"]
+    for row in folder.rows:
+        row["label"] += 1
+    _only(folder, 1, 3)
+    dataset = load_saliency_dataset(folder.write(), label_names=names)
+    assert dataset["train"].features["label"].names == names
+    assert dataset["train"]["label"][:] == [2, 2]
+    with pytest.raises(ValueError, match="two classes"):
+        load_saliency_dataset(folder.path)
+
+
+def test_integers_are_places_in_a_given_class_list(folder):
+    folder.drop_column("label_name")
+    _only(folder, 1, 3)
+    assert load_saliency_dataset(folder.write(), label_names=["zebra", "ant"])["train"]["label"][:] == [1, 1]
+    with pytest.raises(ValueError, match="\"1\" is not in the class list \\['zebra'\\]"):
+        load_saliency_dataset(folder.path, label_names=["zebra"])
+
+
+def test_names_alone_are_placed_in_a_given_class_list(folder):
+    folder.drop_column("label")
+    dataset = load_saliency_dataset(folder.write(), label_names=["zebra", "ant"])
+    assert dataset["train"].features["label"].names == ["zebra", "ant"]
+    assert dataset["train"]["label"][:] == [0, 1, 0, 1]
+
+
+def test_a_table_that_contradicts_a_given_class_list(folder):
+    _fails(folder, "another order", label_names=["ant", "zebra"])
+    _fails(folder, 'the class "zebra" is not in', label_names=["ant", "dog"])
+
+
+def test_a_given_class_list_for_a_data_set_of_the_library():
+    source = Dataset.from_dict(_rows(), features=_features(ClassLabel(names=["x", "y"])))
+    one = source.filter(lambda row: row["labels"] == 1)
+    dataset = load_saliency_dataset(one, label_names=["w", "x", "y"])
+    assert dataset["train"]["label"][:] == [2, 2, 2]
+    assert dataset["train"].features["label"].names == ["w", "x", "y"]
+    with pytest.raises(ValueError, match="another order"):
+        load_saliency_dataset(source, label_names=["y", "x"])
+    with pytest.raises(ValueError, match='every row has the label "y"'):
+        load_saliency_dataset(one)
+
+
+# ---- Cells as people write them ----
+
+
+def test_an_empty_label_column_is_told_row_by_row(folder):
+    folder.drop_column("label_name")
+    for row in folder.rows:
+        row["label"] = ""
+    _fails(folder, "7 problems", "images/0.png", "the row has no label")
+
+
+def test_cells_are_stripped(folder):
+    for row in folder.rows:
+        row["label_name"], row["split"] = f" {row['label_name']} ", f"{row['split']} "
+    folder.rows[0]["mask_file_name"] = "   "
+    folder.rows[1]["file_name"] = " images/1.png"
+    dataset = load_saliency_dataset(folder.write())
+    assert dataset["train"].features["label"].names == ["zebra", "ant"]
+    assert dataset["train"]["file_name"][1] == "images/1.png"
+    assert dataset["train"]["saliency"][0] is None
+
+
+def test_names_that_differ_in_case_are_warned_of(folder, caplog):
+    folder.drop_column("label")
+    folder.rows[0]["label_name"] = "Zebra"
+    assert load_saliency_dataset(folder.write())["train"].features["label"].names == ["Zebra", "ant", "zebra"]
+    assert "differ only in case: Zebra, zebra" in caplog.text
+
+
+def test_numbers_that_do_not_round_trip_stay_text(folder):
+    for index, row in enumerate(folder.rows):
+        row["patient"], row["version"], row["hash"] = f"{index:03}", f"1.{index}0", f"{index}e5"
+        row["dose"], row["count"] = str(index / 2), str(index)
+    row = load_saliency_dataset(folder.write())["train"][1]
+    assert (row["patient"], row["version"], row["hash"]) == ("001", "1.10", "1e5")
+    assert (row["dose"], row["count"]) == (0.5, 1)
+
+
+def test_known_split_names_are_lower_cased(folder):
+    for row, split in zip(
+        folder.rows, ["Train", "TRAIN", "train", " Train", "VAL", "Test", "OOD", "Site A"], strict=True
+    ):
+        row["split"] = split
+    dataset = load_saliency_dataset(folder.write())
+    assert {split: len(rows) for split, rows in dataset.items()} == {
+        "train": 4,
+        "validation": 1,
+        "test": 1,
+        "ood": 1,
+        "Site A": 1,
+    }
+
+
+def test_a_table_in_another_encoding_is_named(folder):
+    folder.rows[0]["label_name"] = folder.rows[2]["label_name"] = "zèbre"
+    text = Path(folder.write() / "metadata.csv").read_text()
+    (folder.path / "metadata.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"metadata\.csv is not in UTF-8"):
+        load_saliency_dataset(folder.path)
+
+
+# ---- More of data sets of the library ----
+
+
+def test_a_lone_number_or_text_is_no_label():
+    source = Dataset.from_dict(_rows(), features=_features(ClassLabel(names=["x", "y"])))
+    with pytest.raises(ValueError, match="no label column is found"):
+        load_saliency_dataset(source.remove_columns("labels"))
+    renamed = source.rename_column("labels", "finding")
+    assert load_saliency_dataset(renamed)["train"].features["label"].names == ["x", "y"]
+
+
+def test_rows_of_a_data_set_of_the_library_are_decoded():
+    rows = _rows()
+    source = Dataset.from_dict(rows, features=_features(ClassLabel(names=["x", "y"])))
+    row = load_saliency_dataset(source)["train"][1]
+    assert isinstance(row["image"], PILImage.Image)
+    assert np.array_equal(np.asarray(row["image"]), np.asarray(rows["img"][1]))
+    assert np.array_equal(np.asarray(row["saliency"]), np.asarray(rows["mask"][1]))
+
+
+def test_where_keeps_labels_weights_and_maps_with_their_rows():
+    rows = _rows(8) | {"site": list("abbabaab"), "labels": [0, 1, 1, 1, 0, 0, 1, 0]}
+    rows["w"], rows["patient"] = [index / 8 for index in range(8)], [f"p{index}" for index in range(8)]
+    features = Features({**_features(ClassLabel(names=["x", "y"])), "w": Value("float32"), "patient": Value("string")})
+    source = Dataset.from_dict(rows, features=features)
+    dataset = load_saliency_dataset(source, where={"site": "b"}, weight_column="w", group_column="patient")["train"]
+    chosen = [1, 2, 4, 7]
+    assert dataset["label"][:] == [rows["labels"][index] for index in chosen]
+    assert dataset["weight"][:] == [index / 8 for index in chosen]
+    assert dataset["group"][:] == [f"p{index}" for index in chosen]
+    for row, index in zip(dataset, chosen, strict=True):
+        assert np.array_equal(np.asarray(row["image"]), np.asarray(rows["img"][index]))
+        assert (row["saliency"] is None) == (index == 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image
+from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -11,6 +12,7 @@ from hf_salguide.data import (
     SaliencyCollator,
     agreement,
     check_rows,
+    images,
     load_saliency_dataset,
     make_transforms,
     prepare_dataset,
@@ -158,3 +160,30 @@ def test_the_agreement_of_annotators_is_kept_for_evaluation(folder):
     assert kept[0].item() == pytest.approx(expected)
     assert kept[1].isnan()
     assert "agreement" not in SaliencyCollator()([evaluated[1]])
+
+
+def test_annotators_whose_maps_differ_in_size_agree_at_the_pictures_size(folder, monkeypatch):
+    coarse = np.zeros((10, 15), dtype=np.uint8)
+    coarse[:5] = 255
+    PILImage.fromarray(coarse).save(folder.path / "masks/coarse.png")
+    PILImage.fromarray(np.kron(coarse, np.ones((2, 2), dtype=np.uint8))).save(folder.path / "masks/fine.png")
+    folder.rows[0]["mask_file_name"] = "masks/coarse.png;masks/fine.png"
+    dataset = load_saliency_dataset(folder.write())["train"]
+    decoded = []
+    original = images._load_map
+    monkeypatch.setattr(images, "_load_map", lambda value: decoded.append(value) or original(value))
+    row = prepare_dataset(dataset, make_transforms(config(), train=False))[0]
+    assert row["agreement"] == pytest.approx(1)
+    assert len(decoded) == 2
+
+
+def test_errors_of_maps_name_their_own_file(folder):
+    PILImage.new("L", (11, 20)).save(folder.path / "masks/odd.png")
+    PILImage.new("RGB", (30, 20), (255, 0, 0)).save(folder.path / "masks/red.png")
+    folder.rows[0]["mask_file_name"] = "masks/0.png;masks/odd.png"
+    folder.rows[1]["mask_file_name"] = "masks/0.png;masks/red.png"
+    dataset = prepare_dataset(load_saliency_dataset(folder.write())["train"], make_transforms(config(), train=False))
+    with pytest.raises(ValueError, match=r"row 0 \(images/0\.png.*masks/odd\.png: the saliency map is 20 × 11"):
+        dataset[0]
+    with pytest.raises(ValueError, match=r"masks/red\.png: the saliency map has colours"):
+        dataset[1]
