@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .common import write_json
+from .common import writable, write_json
 from .parsing import parse, parse_model
 
 
@@ -39,6 +39,10 @@ def run(argv: Sequence[str]) -> int:
 
     for method in args.methods:
         guidance_class(method)
+    if args.repeats < 1:
+        raise ValueError(f"repeats={args.repeats} measures nothing; give at least 1.")
+    if args.json:
+        writable("json", args.json)
     results = []
     for name in args.models:
         model, model_args = parse_model("models", name)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..data import check_folder
-from .common import DataArguments, write_json
+from .common import DataArguments, writable, write_json
 from .parsing import as_dict, parse
 
 
@@ -18,6 +18,8 @@ class CheckArguments(DataArguments):
 def run(argv: Sequence[str]) -> int:
     """Reads every picture and map of a data set and lists what is wrong; exit status 1 if it cannot be used."""
     (args,) = parse([CheckArguments], argv, "check", run.__doc__ or "", "data")
+    if args.json:
+        writable("json", args.json)
     report = check_folder(
         args.data,
         split_column=args.split_column,

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel
 
 from ..backbones import as_classifier
-from ..data import load_saliency_dataset
+from ..data import check_table, load_saliency_dataset
 from .parsing import as_dict
 
 
@@ -30,8 +32,8 @@ class DataArguments:
     weight_column: str | None = field(default=None, metadata={"help": "Column with a weight for each row."})
     where: dict | str | None = field(default=None, metadata={"help": 'Rows to keep, as JSON: {"source": "site_a"}.'})
 
-    def load(self) -> DatasetDict:
-        """Loads the data set that the options describe."""
+    def load(self, label_names: Sequence[str] | None = None) -> DatasetDict:
+        """Loads the data set that the options describe; `label_names` fixes its class list."""
         return load_saliency_dataset(
             self.data,
             split_column=self.split_column,
@@ -41,7 +43,22 @@ class DataArguments:
             group_column=self.group_column,
             weight_column=self.weight_column,
             where=as_dict("where", self.where) or None,
+            label_names=label_names,
         )
+
+    def load_for(self, model: PreTrainedModel) -> DatasetDict:
+        """
+        Loads the data set that a trained model is to be judged on, with the model's classes.
+
+        Raises:
+            ValueError: if the data's classes are others, or in another order.
+        """
+        names = class_names(model)
+        # A model without class names says how many there are, not which.
+        placeholders = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+        dataset = self.load(None if placeholders else names)
+        check_classes(model, *dataset.values())
+        return dataset
 
 
 def split_of(dataset: DatasetDict, argument: str, name: str) -> Any:
@@ -57,8 +74,60 @@ def split_of(dataset: DatasetDict, argument: str, name: str) -> Any:
 
 
 def load_model(path: str) -> PreTrainedModel:
-    """Loads a trained classifier from a folder or the Hub, in evaluation mode."""
+    """
+    Loads a trained classifier from a folder or the Hub, in evaluation mode.
+
+    Raises:
+        ValueError: if none is named.
+    """
+    if not path:
+        raise ValueError("model: give the folder or Hub id of a trained model, --model FOLDER.")
     return as_classifier(path, pretrained=True).eval()
+
+
+def check_classes(model: PreTrainedModel, *datasets: Any) -> None:
+    """
+    Checks that labels mean to the data what they mean to the model.
+
+    Raises:
+        ValueError: if the classes are others, or in another order.
+    """
+    for dataset in datasets:
+        check_table(dataset, label_names=class_names(model), training=False)
+
+
+def class_names(model: PreTrainedModel) -> list[str]:
+    """A model's class names, in its order."""
+    return [model.config.id2label[index] for index in range(model.config.num_labels)]
+
+
+def writable(argument: str, path: str, suffixes: Sequence[str] = (), folder: bool = False) -> Path:
+    """
+    Checks where a result goes, before any compute.
+
+    Args:
+        argument (`str`): the option, for messages.
+        path (`str`): the file, or the folder.
+        suffixes (sequence of `str`, *optional*): the endings that the file may have.
+        folder (`bool`, *optional*, defaults to `False`): whether it is a folder.
+
+    Returns:
+        `Path`
+
+    Raises:
+        ValueError: if it cannot be written; the message names the option and what stands in the way.
+    """
+    place = Path(path)
+    if suffixes and place.suffix.lower() not in suffixes:
+        raise ValueError(f'{argument}="{path}" has to end in {", ".join(suffixes)}.')
+    if place.exists() and place.is_dir() != folder:
+        raise ValueError(f'{argument}="{path}" is a {"file" if folder else "folder"}; name another.')
+    existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+    if existing != place and not existing.is_dir():
+        raise ValueError(f'{argument}="{path}" cannot be written: {existing} is a file; name another.')
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f'{argument}="{path}" cannot be written: no permission for {existing}; name another.')
+    return place
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .common import DataArguments, load_model, split_of, table, write_json
+from .common import DataArguments, load_model, split_of, table, writable, write_json
 from .parsing import parse
 
 COLUMNS = [
@@ -34,19 +34,15 @@ class EvaluateArguments(DataArguments):
 def run(argv: Sequence[str]) -> int:
     """Accuracy, AUROC and the share of map energy on the annotated evidence, split by split."""
     (args,) = parse([EvaluateArguments], argv, "evaluate", run.__doc__ or "", "data")
-    from ..data import check_table
     from ..studies.predictions import predict
 
-    if not args.model:
-        raise ValueError("model: give the folder or Hub id of a trained model, --model FOLDER.")
     if args.map_class not in ("predicted", "true"):
         raise ValueError(f'map_class="{args.map_class}" is not known; choose "predicted" or "true".')
-    dataset = args.load()
-    splits = {name: split_of(dataset, "splits", name) for name in args.splits or dataset}
+    if args.json:
+        writable("json", args.json)
     model = load_model(args.model)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    for split in splits.values():
-        check_table(split, label_names=names, training=False)
+    dataset = args.load_for(model)
+    splits = {name: split_of(dataset, "splits", name) for name in args.splits or dataset}
     results = {
         name: predict(model, split, args.map_class, args.batch_size, args.num_workers).metrics()
         for name, split in splits.items()

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from transformers import PreTrainedModel
 
-from .common import DataArguments, load_model, split_of
+from ..data.prepare import undecoded
+from .common import DataArguments, load_model, split_of, writable
 from .parsing import parse
 
 
@@ -29,29 +30,32 @@ def run(argv: Sequence[str]) -> int:
     (args,) = parse([ExplainArguments], argv, "explain", run.__doc__ or "", "data")
     from ..studies.panels import draw_panel, explain, save_panel
 
-    if not args.model:
-        raise ValueError("model: give the folder or Hub id of a trained model, --model FOLDER.")
-    rows, titles = chosen_rows(args)
-    panel = draw_panel(explain(load_model(args.model), rows), titles)
+    writable("output", args.output, (".png", ".pdf", ".svg"))
+    model = load_model(args.model)
+    rows, titles = chosen_rows(args, model)
+    panel = draw_panel(explain(model, rows), titles)
     print(f"Panel of {len(rows)} picture(s): {save_panel(panel, args.output)}")
     return 0
 
 
-def chosen_rows(args: ExplainArguments) -> tuple[list[dict[str, Any]], list[str]]:
+def chosen_rows(args: ExplainArguments, model: PreTrainedModel) -> tuple[list[dict[str, Any]], list[str]]:
     """
-    The rows that the options name, and a title for each.
+    The rows that the options name, their files unopened, and a title for each.
 
     Raises:
-        ValueError: if a row or a file is not in the split, or nothing is named.
+        ValueError: if a row or a file is not in the split, nothing is named, or rows are named in two ways.
     """
+    named = [option for option in ("rows", "files", "pictures") if getattr(args, option)]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} name pictures in two ways; give one of them.")
     if args.pictures:
         missing = [path for path in args.pictures if not Path(path).is_file()]
         if missing:
             raise ValueError(f"pictures: {', '.join(missing)} not found.")
-        return [{"image": Image.open(path)} for path in args.pictures], [Path(path).name for path in args.pictures]
+        return [{"image": path} for path in args.pictures], [Path(path).name for path in args.pictures]
     if not args.data:
         raise ValueError("data: give a data set, --data FOLDER, or picture files, --pictures FILE ...")
-    split = split_of(args.load(), "split", args.split)
+    split = undecoded(split_of(args.load_for(model), "split", args.split))
     indices = list(range(min(4, len(split)))) if args.rows is None else args.rows
     names = [str(name) for name in split["file_name"]] if "file_name" in split.column_names else None
     if args.files:

@@ -1,8 +1,10 @@
 """From a YAML file and options on top to dataclasses."""
 
+import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,11 +57,59 @@ def parse(
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise ValueError(f'"{name}" in the configuration file is not an option; did you mean "{nearest}"?')
-    parser.set_defaults(**defaults)
     for action in parser._actions:
         if action.dest in defaults:
             action.required = False
+            defaults[action.dest] = _typed(action, defaults[action.dest])
+    parser.set_defaults(**defaults)
     return tuple(parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False))
+
+
+def _typed(action: argparse.Action, value: Any) -> Any:
+    """
+    A value of a file, as the same option would read it from the command line; dicts and null stay.
+
+    Raises:
+        ValueError: naming the option and the value.
+    """
+    if value is None or isinstance(value, dict):
+        return value
+    if isinstance(value, list):
+        return [_typed_one(action, item) for item in value]
+    one = _typed_one(action, value)
+    return [one] if action.nargs in ("+", "*") else one
+
+
+def _typed_one(action: argparse.Action, value: Any) -> Any:
+    kind = action.type
+    if not callable(kind) or value is None or isinstance(value, dict | list) or (kind is str and value is True):
+        return value
+    try:
+        read = kind(str(value))
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        expected = getattr(kind, "__name__", "value")
+        if expected == "string_to_bool":
+            expected = "true or false"
+        raise ValueError(
+            f"{action.dest}={value!r} in the configuration file is not of the type {expected}."
+        ) from error
+    if action.choices is not None and read not in action.choices:
+        listed = ", ".join(str(choice) for choice in action.choices)
+        raise ValueError(f"{action.dest}={value!r} in the configuration file is not known; choose one of {listed}.")
+    return read
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only true and false are booleans: `no` is a strategy's name."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -73,7 +123,7 @@ def read_config(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such configuration file.")
     try:
-        config = yaml.safe_load(Path(path).read_text())
+        config = yaml.load(Path(path).read_text(), Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):

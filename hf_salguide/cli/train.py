@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,17 @@ class TrainArguments(DataArguments):
 def run(argv: Sequence[str]) -> int:
     """Trains a classifier on a data set of pictures and saliency, guided or plain, and saves it."""
     args, training = parse([TrainArguments, SaliencyTrainingArguments], argv, "train", run.__doc__ or "", "data")
+    resume = resume_from(training.resume_from_checkpoint)
+    refuse_used(str(training.output_dir), resume)
     dataset = args.load()
     train = split_of(dataset, "train_split", args.train_split)
     evaluated = args.eval_split not in (None, "none", "")
-    validation = split_of(dataset, "eval_split", args.eval_split) if evaluated else None
+    if evaluated and args.eval_split not in dataset:
+        raise ValueError(
+            f'eval_split="{args.eval_split}" is not a split of the data; it has {", ".join(dataset)}. Name one of '
+            "them, or train without evaluation: --eval_split none."
+        )
+    validation = dataset[args.eval_split] if evaluated else None
     set_seed(training.seed)
     model = as_classifier(
         args.model,
@@ -58,18 +66,44 @@ def run(argv: Sequence[str]) -> int:
         compute_metrics=compute_metrics,
         callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    results = Path(str(training.output_dir)) / "results.json"
+    results.unlink(missing_ok=True)  # of an earlier run: it would outlive a run that is broken off
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
     if validation is not None:
         metrics = trainer.evaluate()
         if trainer.is_world_process_zero():
-            path = write_json(f"{training.output_dir}/results.json", metrics)
             print(table(["metric", "value"], sorted(metrics.items())))
-            print(f"Written to {path}")
+            print(f"Written to {write_json(results, metrics)}")
     if trainer.is_world_process_zero():
         print(f"Model saved in {training.output_dir}; next: hf-salguide evaluate --model {training.output_dir} ...")
     return 0
+
+
+def resume_from(value: str | bool | None) -> str | bool | None:
+    """`resume_from_checkpoint` as `Trainer` takes it: `True` for the latest checkpoint, or a checkpoint's folder."""
+    words = {"true": True, "false": None, "none": None, "": None}
+    return words.get(str(value).lower(), value)
+
+
+def refuse_used(output_dir: str, resume: str | bool | None) -> None:
+    """
+    Refuses to mix two runs in one folder, and to resume from nothing.
+
+    Raises:
+        ValueError: if the folder holds checkpoints and none is resumed from, or the other way round.
+    """
+    checkpoints = sorted(path.name for path in Path(output_dir).glob("checkpoint-*"))
+    if checkpoints and not resume:
+        raise ValueError(
+            f'output_dir="{output_dir}" holds {checkpoints[0]} of an earlier run; give another --output_dir, or go on '
+            "with --resume_from_checkpoint true."
+        )
+    if resume is True and not checkpoints:
+        raise ValueError(
+            f'resume_from_checkpoint=true, but output_dir="{output_dir}" holds no checkpoint; leave the option out.'
+        )
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:

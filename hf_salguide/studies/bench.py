@@ -185,7 +185,12 @@ def bench(setting: BenchSetting, method: str, repeats: int = 20, memory: bool = 
 
     Returns:
         [`BenchResult`]
+
+    Raises:
+        ValueError: for fewer than one repeat.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats} measures nothing; give at least 1.")
     with tempfile.TemporaryDirectory() as folder:
         plain, guided = _Step(setting, PLAIN, folder), _Step(setting, method, folder)
         for _ in range(WARM_UP):

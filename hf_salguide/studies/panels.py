@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..backbones import data_config, saliency_maps
-from ..data import make_transforms
+from ..backbones import FeatureLayer, data_config, resolve_feature_layer, saliency_maps
+from ..data import SaliencyCollator, make_transforms
+from ..data.prepare import prepare_row
+from .predictions import guided_layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,32 +57,42 @@ def explain(model: PreTrainedModel, rows: Sequence[dict[str, Any]]) -> list[Expl
 
     Returns:
         `list` of [`Explanation`], one a row.
+
+    Raises:
+        ValueError: for a picture or a map that cannot be read; names its file.
     """
+    layer = resolve_feature_layer(model, feature_layer=guided_layer(model))
     config = data_config(model)
     transform = make_transforms(config, train=False)
     training = model.training
     model.eval()
     try:
-        explanations = [_explain_row(model, row, transform, config) for row in rows]
+        prepared = [prepare_row(row, transform, index) for index, row in enumerate(rows)]
+        explanations = [_explain_row(model, row, layer, config) for row in prepared]
     finally:
         model.train(training)
     return explanations
 
 
-def _explain_row(model: PreTrainedModel, row: dict[str, Any], transform: Any, config: Any) -> Explanation:
-    pixels, saliency = transform(row["image"], row.get("saliency"))
-    batch = pixels.unsqueeze(0).to(model.device)
+def _explain_row(model: PreTrainedModel, row: dict[str, Any], layer: FeatureLayer, config: Any) -> Explanation:
+    collated = SaliencyCollator()([row])
+    pixels = collated["pixel_values"][0]
+    saliency = collated["saliency"][0] if bool(collated["has_saliency"][0]) else None
+    batch = collated["pixel_values"].to(model.device)
     with torch.no_grad():
         logits = model(pixel_values=batch).logits[0].float()
-    label = row.get("label")
+    label = int(collated["labels"][0]) if "labels" in collated else None
     predicted = int(logits.argmax())
-    true = predicted if label is None else int(label)
+    true = predicted if label is None else label
     rivals = logits.clone()
     rivals[true] = -torch.inf
     other = int(rivals.argmax())
     size = (pixels.shape[-2], pixels.shape[-1])
     with torch.no_grad():
-        maps = [_upsampled(saliency_maps(model, batch, target=target), size) for target in (true, other)]
+        maps = [
+            _upsampled(saliency_maps(model, batch, target=target, feature_layer=layer), size)
+            for target in (true, other)
+        ]
     names = model.config.id2label
     return Explanation(
         picture=_picture(pixels, config),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..backbones import FeatureCapture, class_maps, data_config, resolve_feature_layer
 from ..data import SaliencyCollator, make_transforms, prepare_dataset
+from ..data.prepare import PreparedDataset, row_name
 from ..metrics import classification_metrics, energy_inside
 
 MapClass = Literal["predicted", "true"]
@@ -62,6 +64,13 @@ class Predictions:
         return metrics
 
 
+def guided_layer(model: PreTrainedModel) -> str | None:
+    """The layer that a model was guided at, from its saved configuration; `None` where it says nothing."""
+    saved = getattr(model.config, "saliency_guide", None) or {}
+    layer = saved.get("feature_layer")
+    return None if layer is None else str(layer)
+
+
 def predict(
     model: PreTrainedModel,
     dataset: Any,
@@ -87,7 +96,7 @@ def predict(
     Raises:
         ValueError: if `map_class="true"` and the data set has no labels.
     """
-    layer = resolve_feature_layer(model)
+    layer = resolve_feature_layer(model, feature_layer=guided_layer(model))
     batches: dict[str, list[Tensor]] = {
         "probabilities": [],
         "labels": [],
@@ -128,7 +137,7 @@ def predict(
         annotated=joined["annotated"],
         energy_inside=joined["energy"],
         agreement=joined["agreement"],
-        file_names=_file_names(dataset),
+        file_names=_file_names(dataset, len(joined["maps"])),
     )
 
 
@@ -146,8 +155,12 @@ def _batches(
         yield {name: value.to(model.device) for name, value in batch.items()}
 
 
-def _file_names(dataset: Any) -> list[str]:
-    columns: Sequence[str] = getattr(dataset, "column_names", None) or []
-    if "file_name" in columns:
-        return [str(name) for name in dataset["file_name"]]
-    return [str(row) for row in range(len(dataset))]
+def _file_names(dataset: Any, count: int) -> list[str]:
+    if isinstance(dataset, PreparedDataset):
+        dataset = dataset.dataset
+    names: Sequence[Any] = [None] * count
+    if isinstance(dataset, Dataset) and "file_name" in dataset.column_names:
+        names = dataset.select_columns(["file_name"]).with_format(None)["file_name"][:]
+    elif isinstance(dataset, list | tuple):
+        names = [row_name(row) for row in dataset]
+    return [str(row) if name is None else str(name) for row, name in enumerate(names)]
