@@ -9,11 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from hf_salguide import SaliencyTrainingArguments
+from hf_salguide import SaliencyTrainingArguments, load_saliency_dataset, saliency_maps
+from hf_salguide.backbones import data_config
 from hf_salguide.cli import COMMANDS, common, main
 from hf_salguide.cli import train as train_command
 from hf_salguide.cli.evaluate import EvaluateArguments
 from hf_salguide.cli.parsing import parse, parse_model
+from hf_salguide.data import make_transforms
 from hf_salguide.studies import panels, predictions
 
 TRAIN = {
@@ -332,6 +334,19 @@ def test_explain_names_the_file_that_cannot_be_read(broken, folder, model, tmp_p
     picture.write_bytes(b"broken")
     assert main(["explain", "--model", str(model), "--pictures", str(picture)]) == 2
     assert "alone.png" in capsys.readouterr().err
+
+
+def test_maps_are_drawn_at_the_layer_that_was_guided(folder, tmp_path):
+    assert _train(tmp_path, folder, guidance="cyborg", feature_layer="timm_model.layer3") == 0
+    run = tmp_path / "run"
+    assert main(["predict", str(folder), "--model", str(run), "--output_dir", str(tmp_path / "out")]) == 0
+    model = common.load_model(str(run))
+    row = load_saliency_dataset(folder)["train"][0]
+    pixels, _ = make_transforms(data_config(model), train=False)(row["image"])
+    expected = saliency_maps(model, pixels[None], feature_layer="timm_model.layer3").detach()[0].numpy()
+    drawn = np.load(tmp_path / "out" / "maps.npz")
+    index = list(drawn["file_names"]).index(row["file_name"])
+    np.testing.assert_allclose(drawn["maps"][index], expected, atol=1e-4 * abs(expected).max())
 
 
 def test_explain_draws_the_rows_that_are_named(folder, model, tmp_path, monkeypatch):

@@ -6,16 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from hf_salguide import as_classifier, saliency_maps
 from hf_salguide.backbones import data_config
-from hf_salguide.data import decoy_digits, make_transforms
+from hf_salguide.data import decoy_digits, make_transforms, prepare_dataset
 from hf_salguide.metrics import energy_inside
 from hf_salguide.studies import bench as bench_module
+from hf_salguide.studies import demo
 from hf_salguide.studies.bench import BenchSetting, bench, bench_table, peak_memory
-from hf_salguide.studies.demo import ARMS, Run, demo_table, paired_difference, run_demo
+from hf_salguide.studies.demo import ARMS, Run, demo_table, paired_difference, run_demo, train_run
 from hf_salguide.studies.panels import draw_panel, explain, save_panel
 from hf_salguide.studies.predictions import predict
 
@@ -97,6 +99,82 @@ def test_explanations_hold_the_map_of_the_true_and_of_the_likeliest_wrong_class(
     assert bare.correct is None
     path = save_panel(draw_panel([explanation, bare], ["one", "two"]), tmp_path / "new" / "panel.png")
     assert path.stat().st_size > 10_000
+
+
+def test_maps_of_an_explanation_are_those_of_the_two_classes(model, digits):
+    row = digits["ood"][1]
+    (explanation,) = explain(model, [row])
+    pixels, _ = make_transforms(data_config(model), train=False)(row["image"])
+    names = digits["train"].features["label"].names
+    for drawn, name in ((explanation.true_map, names[row["label"]]), (explanation.other_map, explanation.other_name)):
+        maps = saliency_maps(model, pixels[None], target=names.index(name)).detach()
+        expected = F.interpolate(maps[None], (48, 48), mode="bilinear", align_corners=False)[0, 0].numpy()
+        np.testing.assert_allclose(drawn, expected, atol=1e-4 * abs(expected).max())
+    assert abs(explanation.true_map - explanation.other_map).max() > 0.1 * abs(explanation.true_map).max()
+
+
+def test_the_layer_that_a_model_was_guided_at_is_the_one_that_is_explained(digits):
+    model = as_classifier("test_resnet", label_names=digits["train"].features["label"].names, image_size=48)
+    row = digits["test"][0]
+    pixels, _ = make_transforms(data_config(model), train=False)(row["image"])
+    default = predict(model, digits["test"].select([0]), progress=False).maps
+    model.config.saliency_guide = {"name": "cyborg", "feature_layer": "timm_model.layer3"}
+    guided = predict(model, digits["test"].select([0]), progress=False).maps
+    assert guided.shape != default.shape
+    model.eval()
+    expected = saliency_maps(model, pixels[None], feature_layer="timm_model.layer3").detach()
+    np.testing.assert_allclose(guided, expected.numpy(), atol=1e-4 * abs(guided).max())
+    (explanation,) = explain(model, [{"image": row["image"]}])
+    drawn = F.interpolate(expected[None], (48, 48), mode="bilinear", align_corners=False)[0, 0].numpy()
+    np.testing.assert_allclose(explanation.true_map, drawn, atol=1e-4 * abs(drawn).max())
+
+
+@pytest.mark.parametrize("kind", ["prepared", "rows", "prepared rows", "nameless"])
+def test_predictions_carry_the_names_of_their_rows(model, digits, kind):
+    names = [f"digit_{index}.png" for index in range(3)]
+    part = digits["test"].select(range(3)).add_column("file_name", names)
+    prepared = prepare_dataset(part, make_transforms(data_config(model), train=False))
+    dataset = {
+        "prepared": prepared,
+        "rows": list(part),
+        "prepared rows": [{**prepared[index], "file_name": names[index]} for index in range(3)],
+        "nameless": [prepared[index] for index in range(3)],
+    }[kind]
+    expected = ["0", "1", "2"] if kind == "nameless" else names
+    assert predict(model, dataset, progress=False).file_names == expected
+
+
+def test_a_run_of_the_demo_is_measured_on_the_splits_that_it_names(digits, tmp_path):
+    model, run = train_run(ARMS[1], 0, digits, 1, "test_resnet", {}, 48, tmp_path)
+    figures = {split: predict(model, digits[split], progress=False) for split in ("test", "ood")}
+    for split, value in (("test", run.test_accuracy), ("ood", run.ood_accuracy)):
+        right = figures[split].probabilities.argmax(axis=1) == np.array(digits[split]["label"])
+        assert value == pytest.approx(right.mean())
+    energies = {split: np.nanmean(prediction.energy_inside) for split, prediction in figures.items()}
+    assert run.energy_inside == pytest.approx(energies["ood"])
+    assert energies["ood"] != energies["test"]
+
+
+def test_the_demo_reads_each_figure_from_its_own_split(digits, tmp_path, monkeypatch):
+    sizes = {12: "test", 7: "ood"}
+    dataset = {**digits, "test": digits["test"].select(range(12)), "ood": digits["ood"].select(range(7))}
+
+    class Figures:
+        def __init__(self, split):
+            self.split = split
+
+        def metrics(self):
+            offset = {"test": 0.0, "ood": 0.5}[self.split]
+            return {"accuracy": offset + 0.125, "energy_inside": offset + 0.25}
+
+    monkeypatch.setattr(demo, "predict", lambda model, rows, **options: Figures(sizes[len(rows)]))
+    _, run = train_run(ARMS[0], 0, dataset, 1, "test_resnet", {}, 48, tmp_path)
+    assert (run.test_accuracy, run.ood_accuracy, run.energy_inside) == (0.125, 0.625, 0.75)
+
+
+def test_a_benchmark_without_repeats_is_refused():
+    with pytest.raises(ValueError, match="repeats=0 measures nothing"):
+        bench(BenchSetting("test_vit", {}, 64, 2), "cyborg", repeats=0)
 
 
 def test_paired_difference_is_the_paired_t_interval():
