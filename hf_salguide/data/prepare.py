@@ -45,10 +45,12 @@ def prepare_row(row: Mapping[str, Any], transform: Transform, index: int) -> dic
     agreed = None
     try:
         image, saliency = row["image"], row.get("saliency")
-        if isinstance(transform, SaliencyTransform):  # which reads files itself
-            pixels, saliency, agreed = transform.with_agreement(image, saliency)
-        else:
+        if not isinstance(transform, SaliencyTransform):
             pixels, saliency = transform(_opened(image), _opened(saliency))
+        elif type(transform).__call__ is not SaliencyTransform.__call__:  # a subclass, which reads files itself too
+            pixels, saliency = transform(image, saliency)
+        else:
+            pixels, saliency, agreed = transform.with_agreement(image, saliency)
     except Exception as error:
         names = [name for name in (row_name(row), image_name(row.get("saliency"))) if name]
         described = f" ({', saliency '.join(names)})" if names else ""

@@ -200,6 +200,7 @@ def test_annotation_of_one_class_and_mixed_depths(folder):
     assert 'only rows with the label "zebra" are annotated' in warnings
     assert "deep pictures fall on different scales: 4095 (images/1.png), 65535 (images/0.png)" in warnings
     assert "bit_depth" in warnings
+    assert "save all pictures with one scale" in warnings
 
 
 def test_groups_are_counted_and_crossing_is_an_error(folder):

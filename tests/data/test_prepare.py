@@ -10,6 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hf_salguide.data import (
     SaliencyCollator,
+    SaliencyTransform,
     agreement,
     check_rows,
     images,
@@ -175,6 +176,18 @@ def test_annotators_whose_maps_differ_in_size_agree_at_the_pictures_size(folder,
     row = prepare_dataset(dataset, make_transforms(config(), train=False))[0]
     assert row["agreement"] == pytest.approx(1)
     assert len(decoded) == 2
+
+
+def test_a_subclass_of_the_transform_is_called(folder):
+    class Doubled(SaliencyTransform):
+        def __call__(self, image, saliency=None):
+            pixels, human = super().__call__(image, saliency)
+            return 2 * pixels, human
+
+    dataset = load_saliency_dataset(folder.write())["train"]
+    plain = prepare_dataset(dataset, SaliencyTransform(config(), train=False))[0]
+    doubled = prepare_dataset(dataset, Doubled(config(), train=False))[0]
+    assert torch.equal(doubled["pixel_values"], 2 * plain["pixel_values"])
 
 
 def test_errors_of_maps_name_their_own_file(folder):
