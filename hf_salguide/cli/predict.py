@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data import load_pictures
-from .common import check_classes, class_names, load_model, table, writable
+from .common import class_names, load_model, table, writable
 from .parsing import parse
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def run(argv: Sequence[str]) -> int:
     model = load_model(args.model)
     names = class_names(model)
     dataset = load_pictures(args.data, names, args.image_column, args.label_column)
-    check_classes(model, dataset)
     predictions = predict(model, dataset, "predicted", args.batch_size, args.num_workers)
     write(predictions, names, output)
     counts = np.bincount(predictions.probabilities.argmax(axis=1), minlength=len(names))
