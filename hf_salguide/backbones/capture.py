@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from ..maps import class_activation_map, grad_cam, hirescam
+from .attention import PrefixAttention
 from .forward import unwrap_model
 from .layer import FeatureLayer
 
@@ -82,6 +83,8 @@ class FeatureCapture:
         given = raw
         if self.tail_gradient:
             self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.layer.prefix_attention:
+                self._stack.enter_context(PrefixAttention(self.layer.num_prefix_tokens, raw.shape[1]))
             if torch.is_inference_mode_enabled():
                 raise RuntimeError(
                     f'gradients to feature layer "{self.layer.name}" cannot be taken under torch.inference_mode(); '

@@ -30,6 +30,8 @@ class FeatureLayer:
             a mapping.
         hand_on_copy (`bool`, *optional*, defaults to `False`): the next operation writes into the output in place, so
             a hook has to hand on a copy to keep the map that it captured.
+        prefix_attention (`bool`, *optional*, defaults to `False`): what comes after the layer attends once, and reads
+            the prefix tokens of the result alone, as a class-token transformer's last block does.
     """
 
     name: str
@@ -41,6 +43,7 @@ class FeatureLayer:
     head: str | None = None
     output_index: int | str | None = None
     hand_on_copy: bool = False
+    prefix_attention: bool = False
 
     @property
     def needs_gradient(self) -> bool:

@@ -29,11 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from .attention import AttentionRecord
 from .forward import (
     REFUSALS,
     describe,
     evaluation,
     input_shape,
+    logits_of,
     probe_images,
     size_refused,
     unwrap_model,
@@ -193,7 +195,8 @@ class _Search:
                 why.append(f'"{record.name}" {tuple(record.tensor.shape)} is not read by the logits')
             else:
                 layer = self.classified(record, layer)
-                return self.behind_the_norm(record, layer) if self.vanishes(record, layer) else layer
+                layer = self.behind_the_norm(record, layer) if self.vanishes(record, layer) else layer
+                return self.with_attention(layer)
         reasons = "; ".join(why[:3]) if why else f"no module gives a map of more than one cell at {self.size}"
         raise ValueError(
             f"no single layer of {describe(self.model)} separates the picture from the logits ({reasons}): it may "
@@ -359,6 +362,23 @@ class _Search:
                 return found
         return layer
 
+    def with_attention(self, layer: FeatureLayer) -> FeatureLayer:
+        """Notes whether the layer's tail attends once, over its tokens, and only the prefix tokens' rows are read."""
+        if layer.readout != "generic" or layer.layout != "NLC" or not layer.num_prefix_tokens:
+            return layer
+        record = AttentionRecord()
+        module = self.model.get_submodule(layer.name)
+        with ExitStack() as stack, torch.enable_grad():
+            handle = module.register_forward_hook(lambda *_: stack.enter_context(record) and None)
+            stack.callback(handle.remove)
+            logits = logits_of(self.model(self.images))
+        tokens = layer.num_prefix_tokens + layer.grid[0] * layer.grid[1]
+        if len(record.outputs) != 1 or record.outputs[0].shape[-2] != tokens:
+            return layer
+        (gradient,) = torch.autograd.grad((self.weights * logits).sum(), record.outputs[0], allow_unused=True)
+        unread = gradient is not None and not gradient[..., layer.num_prefix_tokens :, :].any()
+        return replace(layer, prefix_attention=bool(unread))
+
     def head(self, gradients: Tensor) -> str | None:
         """The module whose weight gives the gradients, `(B, C)`, of the weighted logits at a random map."""
         expected = (self.weights.shape[1], gradients.shape[1])
@@ -396,7 +416,7 @@ class _Search:
                     name,
                     self.suggestion(),
                 )
-            return layer
+            return self.with_attention(layer)
         shapes = ", ".join(str(shape) for shape in self.run.shapes[name]) or "no tensor"
         raise ValueError(
             f'feature_layer="{name}" gives {shapes} for pictures of shape {tuple(self.images.shape)}, which is no '
