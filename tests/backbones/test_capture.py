@@ -89,9 +89,11 @@ def test_flags_and_hooks_are_restored_on_exceptions_in_the_forward(where):
     case = CASES["vit_class_token"]
     model = case.build()
     layer = resolve_feature_layer(model)
-    broken = model.timm_model.blocks[0 if where == "before" else -1]
+    broken = model.timm_model.blocks[0] if where == "before" else model.timm_model.norm
 
     def fail(module, args):
+        if where == "behind":
+            assert capture.raw is not None  # the layer, in the last block, has fired by now
         raise KeyError("broken")
 
     handle = broken.register_forward_pre_hook(fail)

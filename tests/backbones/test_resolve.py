@@ -75,25 +75,24 @@ def test_nothing_is_left_on_the_model(name):
     assert [set(vars(module)) for module in model.modules()] == attributes
 
 
-def test_hooks_and_weights_are_restored_when_the_model_raises():
-    model = CASES["test_resnet"].build()
+@pytest.mark.parametrize("call", [1, 2, 3, 5])
+def test_all_is_restored_when_the_model_raises(call):
+    model = CASES["test_resnet"].build().train()
     nn.init.zeros_(model.timm_model.fc.weight)
-    model.timm_model.global_pool.register_forward_pre_hook(_raise_on_third_call())
+    calls = []
+
+    def fail(module, args):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyError(call)
+
+    model.timm_model.global_pool.register_forward_pre_hook(fail)
     with pytest.raises(KeyError):
         resolve_feature_layer(model)
     assert not model.timm_model.fc.weight.any()
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def _raise_on_third_call():
-    calls = []
-
-    def hook(module, args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyError("third")
-
-    return hook
+    assert all(module.training for module in model.modules())
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -288,6 +287,17 @@ class Deaf(Net):
         return self.fc(0 * self.stem(x).mean((2, 3)))
 
 
+class Rectified(Net):
+    def forward(self, x):
+        return self.fc(self.stem(x).mean((2, 3)).relu())
+
+
+class Draws(Net):
+    def forward(self, x):
+        torch.rand(1)
+        return super().forward(x)
+
+
 def test_several_branches_are_an_error_that_names_the_way_out():
     with pytest.raises(ValueError, match=r'(?s)no single layer of TwoBranches separates.*feature_layer="..."'):
         resolve_feature_layer(TwoBranches(), 64)
@@ -327,6 +337,19 @@ def test_a_map_inside_a_mapping_is_found():
 def test_a_cube_is_told_by_a_wider_picture():
     layer = resolve_feature_layer(Cube(), 64)
     assert (layer.name, layer.layout, layer.readout) == ("norm", "NHWC", "exact")
+
+
+def test_a_read_out_that_is_complete_but_not_affine_is_not_exact():
+    """Behind a ReLU of the mean, map times gradient is the logit, but the weights of no one layer make the map."""
+    layer = resolve_feature_layer(Rectified(), 64)
+    assert (layer.name, layer.readout, layer.head) == ("stem", "uniform", None)
+
+
+def test_a_model_that_draws_in_evaluation_leaves_the_global_generator():
+    model = Draws()
+    state = torch.get_rng_state()
+    resolve_feature_layer(model, 64)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_logits_that_do_not_depend_on_the_picture():

@@ -128,8 +128,9 @@ def test_under_no_grad_the_maps_are_the_same(name, method):
 
 
 @pytest.mark.parametrize("method", ["auto", "gradcam", "hirescam", "input_gradient"])
-@pytest.mark.parametrize("name", ["test_resnet", "vit_class_token", "hf_vit"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "vit_class_token", "hf_vit"])
 def test_maps_are_trained_through(name, method):
+    """Down to the first layer, and up to the head, which is in most maps through the gradient alone."""
     case = CASES[name]
     model = case.build().train()
     maps = saliency_maps(model, case.images(), method=method)
@@ -137,6 +138,9 @@ def test_maps_are_trained_through(name, method):
     gradient = next(p.grad for n, p in model.named_parameters() if n.endswith("weight") and p.ndim == 4)
     assert torch.isfinite(gradient).all()
     assert gradient.abs().sum() > 0
+    head = [parameter for parameter in model.parameters() if parameter.ndim == 2 and len(parameter) == 3][-1]
+    assert head.grad is not None
+    assert head.grad.abs().sum() > 0
     assert model.training
 
 

@@ -1,4 +1,5 @@
 import json
+import random
 
 import numpy as np
 import pytest
@@ -239,3 +240,14 @@ def test_class_names_that_differ_in_case_are_in_the_report(folder):
     folder.drop_column("label")
     folder.rows[0]["label_name"] = "Zebra"
     assert "differ only in case: Zebra, zebra" in "".join(_messages(check_folder(folder.write()), "warning"))
+
+
+def test_reading_rows_leaves_the_global_generators():
+    good = {"pixel_values": torch.rand(3, 4, 4), "labels": 0, "saliency": torch.rand(4, 4)}
+    dataset = Rows([good, good | {"pixel_values": torch.rand(3, 4, 4)}])  # draws from all three when it is read
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    check_rows(dataset)
+    assert dataset.reads == 2
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert all(np.array_equal(now, then) for now, then in zip(np.random.get_state(), states[2], strict=True))

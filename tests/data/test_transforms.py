@@ -237,3 +237,21 @@ def test_bad_settings(changes, options, words):
 def test_without_crop_flip_and_colour_training_is_evaluation():
     transform = make_transforms(config(), train=True, flip=0, crop_scale=None, color_jitter=0)
     assert torch.equal(transform(_noise())[0], make_transforms(config(), train=False)(_noise())[0])
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_saliency_is_resized_alike_whatever_the_pictures_interpolation(train):
+    maps = []
+    for interpolation in ("nearest", "bilinear", "bicubic"):
+        torch.manual_seed(0)
+        transform = make_transforms(config(interpolation=interpolation), train=train)
+        maps.append(transform(_noise(), _noise(channels=1))[1])
+    assert all(torch.equal(one, maps[1]) for one in maps)
+
+
+def test_the_transform_reads_pictures_by_their_bit_depth():
+    picture = np.full((60, 90), 1000, np.uint16)  # a share of 4095, unless all sixteen bits are said to be in use
+    one = config(channels=1, mean=(0.0,), std=(1.0,))
+    for bit_depth, largest in ((None, 4095), (16, 65535)):
+        pixels, _ = make_transforms(one, train=False, bit_depth=bit_depth)(picture)
+        assert pixels.mean().item() == pytest.approx(1000 / largest, rel=1e-3)

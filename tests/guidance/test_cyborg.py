@@ -7,6 +7,8 @@ import torch
 from support import build, make_batch, make_trainer
 
 from hf_salguide import get_guidance
+from hf_salguide.guidance import GuidanceBatch
+from hf_salguide.maps import saliency_target
 
 
 def area_mean(saliency, rows, columns):
@@ -123,3 +125,21 @@ def test_the_default_weights_are_the_published_alpha(tmp_path):
 
 def test_the_published_class_carries_its_paper():
     assert "2112.00686" in get_guidance("cyborg").paper
+
+
+@pytest.mark.parametrize("resize", ["area", "bilinear"])
+def test_the_target_is_resized_as_asked_for(resize):
+    generator = torch.Generator().manual_seed(0)
+    maps, saliency = torch.randn(2, 3, 4, 6, generator=generator), torch.rand(2, 16, 24, generator=generator)
+    labels = torch.tensor([2, 0])
+    batch = GuidanceBatch(
+        maps.mean(dim=(2, 3)),
+        labels,
+        saliency,
+        torch.ones(2, dtype=torch.bool),
+        lambda weights: (weights[:, :, None, None] * maps).sum(1),
+    )
+    target = saliency_target(saliency, (4, 6), resize)[0]
+    normalized = torch.stack([min_max(one) for one in maps[torch.arange(2), labels]])
+    expected = (normalized - target).square().mean(dim=(1, 2))
+    torch.testing.assert_close(get_guidance("cyborg", resize=resize).terms(batch), expected)

@@ -83,6 +83,32 @@ def test_constant_maps_are_zeros_with_zero_gradient(value):
     assert torch.equal(maps.grad, torch.zeros(1, 3, 4))
 
 
+@pytest.mark.parametrize("value", [1.0, -3.0, 1e6])
+def test_rounding_is_no_map(value):
+    noise = rand(1, 3, 4)
+    maps = (value + 1e-7 * value * noise / noise.abs().max()).requires_grad_()
+    normalized, valid = min_max(maps)
+    (normalized * rand(1, 3, 4, seed=1)).sum().backward()
+    assert not valid.any()
+    assert not normalized.any()
+    assert not maps.grad.any()
+
+
+def test_a_range_that_overflows_is_no_map():
+    maps = torch.tensor([[[-3e38, 3e38]]], requires_grad=True)
+    normalized, valid = min_max(maps)
+    normalized.sum().backward()
+    assert not valid.any()
+    assert not normalized.any()
+    assert not maps.grad.any()
+
+
+def test_the_range_floor_is_that_of_each_map():
+    maps = torch.stack([rand(3, 4), 1e6 * rand(3, 4, seed=1)])
+    alone = torch.cat([min_max(maps[:1])[0], min_max(maps[1:])[0]])
+    assert torch.equal(min_max(maps)[0], alone)
+
+
 def test_the_range_floor_bounds_the_gradient():
     pattern = rand(1, 3, 4)
     pattern = (pattern - pattern.min()) / (pattern.max() - pattern.min())
@@ -178,3 +204,9 @@ def test_random_saliency_is_a_soft_map_of_the_size_asked_for():
     assert maps.min() >= 0
     assert maps.max() < 1
     assert len(maps[0].unique()) > 100
+
+
+def test_random_saliency_is_smooth_along_rows_and_columns():
+    maps = random_saliency(torch.arange(4), (60, 96), seed=0, step=1)
+    assert maps.diff(dim=1).abs().max() <= 6 / 60 + 1e-6  # from one of the six cells of a side to the next
+    assert maps.diff(dim=2).abs().max() <= 6 / 96 + 1e-6

@@ -105,6 +105,17 @@ def test_a_label_outside_the_class_list(tmp_path):
         trainer.train()
 
 
+def test_rows_of_the_evaluation_set_before_the_first_step(tmp_path):
+    batch = make_batch()
+    batch["pixel_values"][1, 0, 0, 0] = float("nan")
+    trainer = make_trainer(
+        build("resnet"), tmp_path, train_dataset=Rows(make_batch()), eval_dataset=Rows(batch), max_steps=1
+    )
+    with pytest.raises(ValueError, match="row 1: pixel_values has NaN"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_nan_in_prepared_saliency(tmp_path):
     batch = make_batch()
     batch["saliency"] = batch["saliency"].float() / 255
@@ -124,8 +135,13 @@ def test_a_class_order_that_differs_from_the_data_sets(tmp_path):
     dataset = digits()
     names = dataset.features["label"].names
     model = as_classifier("test_resnet", label_names=[*names[1:], names[0]])
-    with pytest.raises(ValueError, match="order"):
-        make_trainer(model, tmp_path, train_dataset=dataset)
+    for argument in ({"train_dataset": dataset}, {"eval_dataset": dataset}, {"eval_dataset": {"test": dataset}}):
+        with pytest.raises(ValueError, match="order"):
+            make_trainer(model, tmp_path, **argument)
+    trainer = make_trainer(model, tmp_path, image_size=64)
+    for method in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="order"):
+            method(dataset)
 
 
 def test_no_annotated_training_picture(tmp_path):

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification, EarlyStoppingCallback,
 
 from hf_salguide import SaliencyCollator, SaliencyTrainer, SaliencyTrainingArguments, as_classifier
 from hf_salguide.data import decoy_digits
+from hf_salguide.guidance import Cyborg, register_guidance, registry
 from hf_salguide.means import RunningMeans
 
 
@@ -82,6 +83,18 @@ def test_label_smoothing_applies_to_the_task_term(tmp_path):
     trainer.guidance_weights = [1e-12]
     expected = torch.nn.functional.cross_entropy(logits, batch["labels"], label_smoothing=0.2)
     assert trainer.compute_loss(model, batch).item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
+
+
+def test_label_smoothing_applies_to_weighted_rows(tmp_path):
+    batch, model = make_batch(), build("resnet").eval()
+    weight = torch.tensor([2.0, 0.0, 1.0, 0.5, 1.0])
+    trainer = make_trainer(model, tmp_path, guidance="none", label_smoothing_factor=0.2)
+    logits = model(pixel_values=batch["pixel_values"]).logits
+    losses = torch.nn.functional.cross_entropy(logits, batch["labels"], label_smoothing=0.2, reduction="none")
+    loss = trainer.compute_loss(model, {**batch, "sample_weight": weight})
+    assert loss.item() == pytest.approx((losses * weight).mean().item(), rel=1e-5)
+    ones = trainer.compute_loss(model, {**batch, "sample_weight": torch.ones(5)})
+    assert ones.item() == pytest.approx(trainer.compute_loss(model, batch).item(), rel=1e-5)
 
 
 def test_compute_loss_func_goes_on_working_with_accumulation(tmp_path):
@@ -252,6 +265,25 @@ def test_pictures_are_brought_to_the_size_that_the_model_is_saved_with(tmp_path)
     assert (pixels[0] - ours).abs().mean() < 0.02
 
 
+def test_height_comes_before_width(tmp_path):
+    dataset = decoy_digits(size=48, num_train=16, num_validation=10, num_test=10, num_ood=10)["train"]
+    model = as_classifier("test_resnet", label_names=dataset.features["label"].names)
+    trainer = make_trainer(model, tmp_path, train_dataset=dataset, image_size=[64, 96])
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["pixel_values"].shape[2:] == batch["saliency"].shape[1:] == (64, 96)
+    assert trainer.feature_layer.grid == (2, 3)
+
+
+def test_evaluation_pictures_are_not_augmented(tmp_path):
+    dataset = decoy_digits(size=48, num_train=16, num_validation=10, num_test=10, num_ood=10)["test"]
+    model = as_classifier("test_resnet", label_names=dataset.features["label"].names)
+    trainer = make_trainer(model, tmp_path, image_size=64)
+    first = next(iter(trainer.get_eval_dataloader(dataset)))
+    for dataloader in (trainer.get_eval_dataloader(dataset), trainer.get_test_dataloader(dataset)):
+        again = next(iter(dataloader))
+        assert all(torch.equal(again[key], first[key]) for key in first)
+
+
 def test_own_transforms_get_picture_and_saliency_together(tmp_path):
     seen = []
 
@@ -271,6 +303,55 @@ def test_own_transforms_get_picture_and_saliency_together(tmp_path):
     )
     assert next(iter(trainer.get_train_dataloader()))["pixel_values"].shape == (8, 3, 32, 40)
     assert seen[0] == ((48, 48), True)
+
+
+def test_batch_statistics_move_once_a_step_of_a_whole_run(tmp_path):
+    model = build("resnet")
+    trainer = make_trainer(
+        model,
+        tmp_path,
+        train_dataset=rows(),
+        eval_dataset=rows(),
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    trainer.train()
+    counters = [buffer for key, buffer in model.named_buffers() if key.endswith("num_batches_tracked")]
+    assert counters
+    assert all(counter == 4 for counter in counters)
+
+
+def test_several_methods_are_summed_each_with_its_own_weight_and_options(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @register_guidance
+    class Other(Cyborg):
+        """CYBORG by another name."""
+
+        name = "other"
+
+    batch, model = make_batch(), build("resnet").eval()
+    options = {"cyborg": {"cam_class": "predicted"}, "other": {"resize": "bilinear"}}
+    weights = {"cyborg": 2.0, "other": 3.0}
+    both = make_trainer(
+        model,
+        tmp_path,
+        guidance=list(weights),
+        guidance_weight=list(weights.values()),
+        guidance_options=options,
+        task_weight=0.0,
+    )
+    alone = [
+        make_trainer(
+            model, tmp_path, guidance=name, guidance_weight=weight, guidance_options=options[name], task_weight=0.0
+        )
+        for name, weight in weights.items()
+    ]
+    parts = [trainer.compute_loss(model, batch).item() for trainer in alone]
+    assert both.compute_loss(model, batch).item() == pytest.approx(sum(parts), rel=1e-5)
+    assert min(parts) > 0
+    assert [repr(method) for method in both.guidance] == [repr(trainer.guidance[0]) for trainer in alone]
 
 
 def test_the_trainer_leaves_nothing_on_the_model(tmp_path):
@@ -443,11 +524,12 @@ def test_the_collator_is_the_trainers_default(tmp_path):
 def test_random_saliency_is_drawn_anew_at_each_step_and_once_for_evaluation(tmp_path):
     batch, model = make_batch(), build("vit_average").eval()
     losses = []
-    for step in (0, 1, 0):
-        trainer = make_trainer(model, tmp_path, random_saliency=True)
+    for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        trainer = make_trainer(model, tmp_path, random_saliency=True, seed=seed)
         trainer.state.global_step = step
         losses.append(trainer.compute_loss(model.train(), batch).item())
-    assert losses[0] == losses[2] != losses[1]
+    assert losses[0] == losses[3]
+    assert len(set(losses)) == 3
     evaluated = []
     for size, step in ((4, 0), (4, 5), (12, 0)):
         trainer = make_trainer(
@@ -456,6 +538,15 @@ def test_random_saliency_is_drawn_anew_at_each_step_and_once_for_evaluation(tmp_
         trainer.state.global_step = step
         evaluated += [trainer.evaluate()["eval_cyborg_loss"] for _ in range(2)]
     assert evaluated == pytest.approx([evaluated[0]] * 6, rel=1e-5)
+
+
+def test_both_controls_invert_the_random_map(tmp_path):
+    batch, model = make_batch(), build("vit_average").eval()
+    losses = []
+    for inverted in (False, True):
+        trainer = make_trainer(model, tmp_path, random_saliency=True, invert_saliency=inverted)
+        losses.append(trainer.compute_loss(model, batch).item())
+    assert losses[0] != losses[1]
 
 
 def test_model_init(tmp_path):

@@ -135,3 +135,26 @@ def test_accumulation_is_right_for_models_that_ignore_the_number_of_items(tmp_pa
         trainer.train()
         weights.append({key: value.clone() for key, value in model.state_dict().items()})
     assert largest_difference(*weights) < 1e-6
+
+
+@pytest.mark.parametrize("guidance", ["none", "cyborg"])
+def test_accumulation_is_right_for_models_that_divide_by_the_number_of_items(tmp_path, guidance):
+    """`ViTForImageClassification` does, where it is given the number."""
+    weights = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        model = build("transformers_vit")
+        trainer = make_trainer(
+            model,
+            tmp_path,
+            guidance=guidance,
+            train_dataset=Rows(make_batch((64, 64), 16, annotated=[True, False] * 8)),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=2,
+            optim="sgd",
+            learning_rate=0.1,
+        )
+        trainer.train()
+        weights.append(model.state_dict())
+    assert largest_difference(weights[0], build("transformers_vit").state_dict()) > 1e-4
+    assert largest_difference(*weights) < 1e-6
