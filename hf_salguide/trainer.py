@@ -401,15 +401,18 @@ class SaliencyTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         path = Path(output_dir or self.args.output_dir) / "config.json"
-        if self.is_guided and self.args.should_save and path.exists():
-            layer = None if self.feature_layer is None else self.feature_layer.name
-            guide = {
+        if not (self.args.should_save and path.exists()):
+            return
+        config = json.loads(path.read_text())
+        stale = config.pop("saliency_guide", None)  # of the weights that training started from
+        if self.is_guided:
+            config["saliency_guide"] = {
                 "name": self.args.guidance,
                 "weight": self.guidance_weights if len(self.guidance_weights) > 1 else self.guidance_weights[0],
-                "feature_layer": layer,
+                "feature_layer": None if self.feature_layer is None else self.feature_layer.name,
                 "version": 1,
             }
-            config = {**json.loads(path.read_text()), "saliency_guide": guide}
+        if self.is_guided or stale is not None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     # ---- Logging and evaluation ----

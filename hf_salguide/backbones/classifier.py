@@ -311,7 +311,10 @@ def _from_timm_checkpoint(
     if size is None:
         size = image_pair(arguments.get("img_size") or tuple(saved.get("input_size", (3, 224, 224))[1:]), "img_size")
     loading = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay}
-    return _from_timm(str(name), names, loading, size, arguments)
+    classifier = _from_timm(str(name), names, loading, size, arguments)
+    if pretrained and content.get("saliency_guide"):
+        classifier.config.saliency_guide = content["saliency_guide"]  # what guided these weights
+    return classifier
 
 
 def _state_dict(source: str, revision: str | None) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """What several commands share: options for data and models, tables and JSON."""
 
-import contextlib
 import json
 import math
 import os
@@ -12,7 +11,6 @@ from typing import Any
 
 from datasets import DatasetDict
 from transformers import PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
 
 from ..backbones import as_classifier
 from ..data import check_table, load_saliency_dataset
@@ -84,15 +82,7 @@ def load_model(path: str) -> PreTrainedModel:
     """
     if not path:
         raise ValueError("model: give the folder or Hub id of a trained model, --model FOLDER.")
-    model = as_classifier(path, pretrained=True).eval()
-    # A timm backbone is built anew, and its configuration with it: what guided the model is read from the file.
-    folder = Path(path).is_dir()
-    if getattr(model.config, "saliency_guide", None) is None and (folder or "/" in path):
-        source, _, revision = (path, "", "") if folder else path.partition("@")
-        with contextlib.suppress(OSError):
-            content, _ = PreTrainedConfig.get_config_dict(source, revision=revision or None)
-            model.config.saliency_guide = content.get("saliency_guide")
-    return model
+    return as_classifier(path, pretrained=True).eval()
 
 
 def check_classes(model: PreTrainedModel, *datasets: Any) -> None:

@@ -513,7 +513,9 @@ def test_guidance_metadata_is_saved_with_the_model(tmp_path):
     assert saved["weight"] == 2.0
     assert saved["feature_layer"] == "timm_model.layer4.0"
     assert not hasattr(trainer.model.config, "saliency_guide")
-    make_trainer(build("resnet"), tmp_path, guidance="none").save_model()
+    again = as_classifier(tmp_path, pretrained=True)
+    assert again.config.saliency_guide == saved
+    make_trainer(again, tmp_path, guidance="none").save_model()
     assert not hasattr(AutoModelForImageClassification.from_pretrained(tmp_path).config, "saliency_guide")
 
 
