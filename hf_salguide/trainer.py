@@ -27,8 +27,9 @@ from .backbones import (
     resolve_feature_layer,
     set_image_size,
 )
-from .data import SaliencyCollator, annotated_share, check_rows, check_table, make_transforms, prepare_dataset
+from .data import SaliencyCollator, annotated_share, check_table, make_transforms
 from .guidance import Guidance, GuidanceBatch, batch_saliency, schedule_factor
+from .inputs import check_evaluated, check_first_rows, check_model, class_labels, prepared
 from .maps import random_saliency
 from .means import RunningMeans
 
@@ -40,7 +41,6 @@ GUIDANCE_KEYS = (
     "sample_weight",
     "agreement",
 )  # of a batch; the model takes all the others
-ROWS_CHECKED = 256
 
 
 class SaliencyTrainer(Trainer):
@@ -109,7 +109,10 @@ class SaliencyTrainer(Trainer):
         if not isinstance(args, SaliencyTrainingArguments):
             raise ValueError(f"args is a {type(args).__name__}; SaliencyTrainer takes SaliencyTrainingArguments.")
         args.refuse_unsupported()
-        _check_model(model, model_init)
+        if model is None and model_init is None:
+            raise ValueError("model=None: give a model, such as as_classifier('resnet18', label_names=[...]).")
+        if model is not None:
+            check_model(model)
         super().__init__(
             model=model,
             args=args,
@@ -137,8 +140,10 @@ class SaliencyTrainer(Trainer):
         self.guidance: list[Guidance] = [method for method, _ in weighted]
         self.guidance_weights = [weight for _, weight in weighted]
         self.task_weight = args.resolved_task_weight()
-        self._unchecked = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        self._check_tables()
+        if train_dataset is not None:
+            check_table(train_dataset, self.label_names_of_model, needs_annotation=self._needs_annotation)
+        check_evaluated(eval_dataset, self.label_names_of_model)
+        self._unchecked = (train_dataset, eval_dataset)
         self._guidance_scale = 1.0
         if args.rescale_annotated and self.is_guided and train_dataset is not None:
             share = annotated_share(train_dataset)
@@ -163,8 +168,8 @@ class SaliencyTrainer(Trainer):
             own = isinstance(processor, TimmWrapperImageProcessor)
             if not own and (processing_class is None or args.pixels is not None):
                 self.processing_class = processor
-        self.train_dataset = _prepared(train_dataset, self.train_transform)
-        self.eval_dataset = _prepared(eval_dataset, self.eval_transform)
+        self.train_dataset = prepared(train_dataset, self.train_transform)
+        self.eval_dataset = prepared(eval_dataset, self.eval_transform)
 
         self._train_means = RunningMeans()
         self._eval_means = RunningMeans()
@@ -187,7 +192,7 @@ class SaliencyTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As in `Trainer`; a model that is made anew gets the pictures' size and preparation of the first one."""
         model = super().call_model_init(trial)
-        _check_model(model, None)
+        check_model(model)
         if self.args.pixels is not None:
             set_image_size(model, self.args.pixels)
         config: DataConfig | None = getattr(self, "_data_config", None)
@@ -226,44 +231,13 @@ class SaliencyTrainer(Trainer):
     def _needs_annotation(self) -> bool:
         return self.is_guided and all(method.needs_annotation for method in self.guidance)
 
-    def _check_tables(self) -> None:
-        """What the tables alone show is checked before any picture is read."""
-        if self._unchecked["train_dataset"] is not None:
-            names = self.label_names_of_model
-            check_table(self._unchecked["train_dataset"], names, needs_annotation=self._needs_annotation)
-        self._check_evaluated(self._unchecked["eval_dataset"])
-
-    def _check_evaluated(self, dataset: Any) -> None:
-        """A data set whose classes are not the model's, in the model's order, would be scored against wrong labels."""
-        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-            if part is not None:
-                check_table(part, self.label_names_of_model, training=False)
-
-    def _check_rows(self) -> None:
-        """What only decoding shows is checked on the first rows when training starts, and for the rest when read."""
-        unchecked, self._unchecked = self._unchecked, {}
-        train, evaluated = unchecked.get("train_dataset"), unchecked.get("eval_dataset")
-        parts = evaluated if isinstance(evaluated, dict) else {"eval_dataset": evaluated}
-        named = {name: part for name, part in {"train_dataset": train, **parts}.items() if part is not None}
-        if not named:
-            return
-        report = check_rows(named, limit=ROWS_CHECKED, num_labels=self.model.config.num_labels)
-        warnings = [str(warning) for warning in report.warnings]
-        shares = report.summary["annotated_share"].get("train_dataset", {})
-        if self._needs_annotation and shares and not any(shares.values()):
-            if train is not None and len(train) <= ROWS_CHECKED:
-                raise ValueError(
-                    "train_dataset: no row has a saliency map, and guidance would do nothing; give rows a saliency, "
-                    'or train with guidance="none".'
-                )
-            warnings.append(f"train_dataset: none of the {ROWS_CHECKED} rows that were read has a saliency map.")
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`, after a check of the first 256 rows of each data set."""
+        (train, evaluated), self._unchecked = self._unchecked, (None, None)
+        warnings = check_first_rows(train, evaluated, self.model.config.num_labels, self._needs_annotation)
         if self.is_world_process_zero():
             for warning in warnings:
                 logger.warning(warning)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`, after a check of the first 256 rows of each data set."""
-        self._check_rows()
         self._train_means = RunningMeans()
         return super().train(*args, **kwargs)
 
@@ -271,13 +245,13 @@ class SaliencyTrainer(Trainer):
         """As in `Trainer`; pictures are brought to the model's size."""
         if eval_dataset is None or isinstance(eval_dataset, str):
             return super().get_eval_dataloader(eval_dataset)
-        self._check_evaluated(eval_dataset)
-        return super().get_eval_dataloader(_prepared(eval_dataset, self.eval_transform))
+        check_evaluated(eval_dataset, self.label_names_of_model)
+        return super().get_eval_dataloader(prepared(eval_dataset, self.eval_transform))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in `Trainer`; pictures are brought to the model's size."""
-        self._check_evaluated(test_dataset)
-        return super().get_test_dataloader(_prepared(test_dataset, self.eval_transform))
+        check_evaluated(test_dataset, self.label_names_of_model)
+        return super().get_test_dataloader(prepared(test_dataset, self.eval_transform))
 
     # ---- The loss ----
 
@@ -318,7 +292,7 @@ class SaliencyTrainer(Trainer):
             return super().compute_loss(model, model_inputs, True, num_items_in_batch)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func cannot weight rows; drop it, or the data set's weight column.")
-        _class_labels(model_inputs)
+        class_labels(model_inputs)
         outputs = model(**model_inputs)
         smoothing = self.args.label_smoothing_factor
         losses = F.cross_entropy(
@@ -329,7 +303,7 @@ class SaliencyTrainer(Trainer):
     def _guided_loss(
         self, model: nn.Module, inputs: dict[str, Any], task_loss: Callable[[], tuple[Tensor, Any]]
     ) -> tuple[Tensor, Any]:
-        labels, weight = _class_labels(inputs), inputs.get("sample_weight")
+        labels, weight = class_labels(inputs), inputs.get("sample_weight")
         saliency, annotated = self._saliency(inputs, model.training)
         size = (saliency.shape[1], saliency.shape[2])
         if self.feature_layer is not None and self._layer_key != (id(self.model), size):
@@ -466,46 +440,5 @@ class SaliencyTrainer(Trainer):
         return output
 
 
-def _class_labels(inputs: dict[str, Any]) -> Tensor:
-    """
-    The batch's labels, one class id a picture.
-
-    Raises:
-        ValueError: if there are none, or they are of another kind.
-    """
-    labels = inputs.get("labels")
-    if labels is None or labels.ndim != 1 or labels.is_floating_point():
-        met = "none" if labels is None else f"{labels.dtype} of the shape {tuple(labels.shape)}"
-        raise ValueError(
-            f"labels: guidance and row weights need one class id a picture, (B,) integers; the batch has {met}. Give "
-            'rows a label, or train with guidance="none" and no weights.'
-        )
-    return labels
-
-
 def _no_maps(weights: Tensor) -> Tensor:
     raise RuntimeError("a method that sets needs_maps=False asked for a map; set needs_maps=True on its class.")
-
-
-def _prepared(dataset: Any, transform: Callable) -> Any:
-    """Applies a transform to a data set, or to each of a dict of data sets."""
-    if isinstance(dataset, dict):
-        return {name: prepare_dataset(part, transform) for name, part in dataset.items()}
-    return None if dataset is None else prepare_dataset(dataset, transform)
-
-
-def _check_model(model: Any, model_init: Callable | None) -> None:
-    """
-    Refuses a model that is no image classifier of transformers.
-
-    Raises:
-        ValueError: naming the remedy.
-    """
-    if model is None and model_init is None:
-        raise ValueError("model=None: give a model, such as as_classifier('resnet18', label_names=[...]).")
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if base is not None and not isinstance(base, PreTrainedModel):
-        raise ValueError(
-            f"model is a {type(base).__name__}, which takes no labels and has no configuration to save; wrap it: "
-            "as_classifier(model, label_names=[...])."
-        )

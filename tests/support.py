@@ -87,9 +87,8 @@ def make_batch(size=(64, 96), count=5, seed=0, annotated=(True, True, False, Tru
 def make_trainer(model, tmp_path, **arguments):
     """A trainer that logs nothing and saves nothing unless told to."""
     keywords = {name: arguments.pop(name) for name in list(arguments) if name.endswith(("dataset", "metrics", "func"))}
-    keywords |= {
-        name: arguments.pop(name) for name in ("data_collator", "callbacks", "optimizers", "processing_class") if name in arguments
-    }
+    others = ("data_collator", "callbacks", "optimizers", "processing_class")
+    keywords |= {name: arguments.pop(name) for name in others if name in arguments}
     options = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, **arguments}
     return SaliencyTrainer(model, SaliencyTrainingArguments(str(tmp_path), **options), **keywords)
 

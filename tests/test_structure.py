@@ -19,7 +19,8 @@ LAYERS = {
     "metrics": {"maps", "backbones", "data", "guidance"},
     "hub": {"maps", "backbones", "data", "guidance", "metrics"},
     "arguments": {"maps", "backbones", "data", "guidance", "metrics"},
-    "trainer": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments"},
+    "inputs": {"data"},
+    "trainer": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "inputs"},
     "studies": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "trainer"},
     "cli": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "trainer", "studies"},
 }

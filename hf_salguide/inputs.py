@@ -1,0 +1,99 @@
+"""What goes into a trainer, checked: models, data sets and batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .data import check_rows, check_table, prepare_dataset
+
+ROWS_CHECKED = 256
+
+
+def check_model(model: Any) -> None:
+    """
+    Refuses a model that is no image classifier of transformers.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base, PreTrainedModel):
+        raise ValueError(
+            f"model is a {type(base).__name__}, which takes no labels and has no configuration to save; wrap it: "
+            "as_classifier(model, label_names=[...])."
+        )
+
+
+def prepared(dataset: Any, transform: Any) -> Any:
+    """A data set, or a dict of them, whose pictures are transformed when they are read; `None` stays `None`."""
+    if isinstance(dataset, Mapping):
+        return {name: prepared(part, transform) for name, part in dataset.items()}
+    return None if dataset is None else prepare_dataset(dataset, transform)
+
+
+def check_evaluated(dataset: Any, label_names: list[str]) -> None:
+    """
+    Checks the tables of data sets that a model is evaluated on: classes in another order would be scored wrongly.
+
+    Args:
+        dataset: a data set, a dict of them, or `None`.
+        label_names (`list[str]`): the model's classes, in its order.
+
+    Raises:
+        ValueError: see [`~data.check_table`].
+    """
+    for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
+        if part is not None:
+            check_table(part, label_names, training=False)
+
+
+def check_first_rows(train: Any, evaluated: Any, num_labels: int, needs_annotation: bool) -> list[str]:
+    """
+    Checks what only decoding shows on the first rows of each data set; the rest is checked when it is read.
+
+    Args:
+        train: the training set, or `None`.
+        evaluated: the evaluation set, a dict of them, or `None`.
+        num_labels (`int`): the model's classes.
+        needs_annotation (`bool`): whether training without any saliency map would do nothing.
+
+    Returns:
+        `list[str]`: what is suspicious and no error.
+
+    Raises:
+        ValueError: see [`~data.check_rows`]; and if no row of a training set that was read whole is annotated.
+    """
+    parts = evaluated if isinstance(evaluated, Mapping) else {"eval_dataset": evaluated}
+    named = {name: part for name, part in {"train_dataset": train, **parts}.items() if part is not None}
+    if not named:
+        return []
+    report = check_rows(named, limit=ROWS_CHECKED, num_labels=num_labels)
+    warnings = [str(warning) for warning in report.warnings]
+    shares = report.summary["annotated_share"].get("train_dataset", {})
+    if needs_annotation and shares and not any(shares.values()):
+        if len(train) <= ROWS_CHECKED:
+            raise ValueError(
+                "train_dataset: no row has a saliency map, and guidance would do nothing; give rows a saliency, or "
+                'train with guidance="none".'
+            )
+        warnings.append(f"train_dataset: none of the {ROWS_CHECKED} rows that were read has a saliency map.")
+    return warnings
+
+
+def class_labels(inputs: Mapping[str, Any]) -> Tensor:
+    """
+    The batch's labels, one class id a picture, `(B,)`.
+
+    Raises:
+        ValueError: if there are none, or they are of another kind.
+    """
+    labels = inputs.get("labels")
+    if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        met = "none" if labels is None else f"{labels.dtype} of the shape {tuple(labels.shape)}"
+        raise ValueError(
+            f"labels: guidance and row weights need one class id a picture, (B,) integers; the batch has {met}. Give "
+            'rows a label, or train with guidance="none" and no weights.'
+        )
+    return labels
