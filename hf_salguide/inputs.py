@@ -96,4 +96,4 @@ def class_labels(inputs: Mapping[str, Any]) -> Tensor:
             f"labels: guidance and row weights need one class id a picture, (B,) integers; the batch has {met}. Give "
             'rows a label, or train with guidance="none" and no weights.'
         )
-    return labels
+    return labels.long()

@@ -50,3 +50,5 @@ if __name__ == "__main__":
         partial = options.output.with_suffix(".partial")
         torch.save(result, partial)
         partial.rename(options.output)
+    # A process that ends early takes the other with it, and may abort on its way out.
+    trainer.accelerator.wait_for_everyone()
