@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..rng import preserve_rng
+
 DEFAULT_SIZE = 224  # of models that fix no size and record none
 # How backbones refuse a size: convolutions, assertions of timm, checks of transformers, windows of zero cells.
 REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
@@ -94,10 +96,9 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     """Runs a model in evaluation mode and float arithmetic of its own; training flags and RNG states are restored."""
     modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    devices = [device] if device.type == "cuda" else []
     try:
         model.eval()
-        with torch.random.fork_rng(devices=devices), torch.autocast(device.type, enabled=False):
+        with preserve_rng(), torch.autocast(device.type, enabled=False):
             yield
     finally:
         for module, training in modes:

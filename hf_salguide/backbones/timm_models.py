@@ -15,6 +15,7 @@ from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import PreTrainedModel
 
+from ..rng import preserve_rng
 from .forward import evaluation, image_pair, probe_images
 from .labels import label_maps
 
@@ -219,7 +220,7 @@ def architecture_of(module: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def _difference(module: nn.Module, name: str, arguments: dict[str, Any]) -> str | None:
-    with torch.random.fork_rng(devices=[]):
+    with preserve_rng():
         try:
             again = timm.create_model(name, num_classes=module.num_classes, **arguments)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
