@@ -309,16 +309,17 @@ class SaliencyTrainer(Trainer):
         if self.feature_layer is not None and self._layer_key != (id(self.model), size):
             self._resolve_layer(size)
         map_of: Callable[[Tensor], Tensor] = _no_maps
+        capture: FeatureCapture | None = None
         if self.feature_layer is None:
             task, outputs = task_loss()
         else:
             layer = self.feature_layer
             with FeatureCapture(self.model, layer, tail_gradient=layer.needs_gradient) as capture:
                 task, outputs = task_loss()
-            map_of = partial(
-                class_maps, capture, layer, self.model, outputs["logits"].float(), create_graph=model.training
-            )
-        batch = GuidanceBatch(outputs["logits"].float(), labels, saliency, annotated, map_of)
+        logits = outputs["logits"].float()
+        if capture is not None:
+            map_of = partial(class_maps, capture, capture.layer, self.model, logits, create_graph=model.training)
+        batch = GuidanceBatch(logits, labels, saliency, annotated, map_of)
         accumulated = self.current_gradient_accumulation_steps if self._divides_by_items(model) else 1
         components = {"task_loss": (task.detach() * accumulated).expand(len(labels))}
         guidance = task.new_zeros(())
@@ -380,9 +381,10 @@ class SaliencyTrainer(Trainer):
         config = json.loads(path.read_text())
         stale = config.pop("saliency_guide", None)  # of the weights that training started from
         if self.is_guided:
+            names, weights = [method.name for method in self.guidance], self.guidance_weights
             config["saliency_guide"] = {
-                "name": self.args.guidance,
-                "weight": self.guidance_weights if len(self.guidance_weights) > 1 else self.guidance_weights[0],
+                "name": names if len(names) > 1 else names[0],
+                "weight": weights if len(weights) > 1 else weights[0],
                 "feature_layer": None if self.feature_layer is None else self.feature_layer.name,
                 "version": 1,
             }
