@@ -1,21 +1,61 @@
-"""Saliency on tensors: class activation maps, normalisation, targets, distances and keyed random draws.
+"""Saliency on tensors: class activation maps, normalisation, targets, distances, views and keyed random draws.
 
 Pure functions; nothing here knows of a model, a data set or a trainer.
 """
 
 from .cam import class_activation_map, grad_cam, hirescam
-from .distances import squared_error
+from .distances import (
+    absolute_error,
+    correlation_distance,
+    energy_outside,
+    entropy,
+    kl_divergence,
+    squared_error,
+    ssim_distance,
+)
 from .normalize import min_max
 from .random import keyed_uniform, random_saliency
 from .targets import saliency_target
+from .views import (
+    FEATURE_DISTANCES,
+    FILLS,
+    composite,
+    degrade_outside,
+    feature_distance,
+    fill_pictures,
+    gaussian_blur,
+    gaussian_noise,
+    has_place,
+    jensen_shannon,
+    permute_pixels,
+    unit_vectors,
+)
 
 __all__ = [
+    "FEATURE_DISTANCES",
+    "FILLS",
+    "absolute_error",
     "class_activation_map",
+    "composite",
+    "correlation_distance",
+    "degrade_outside",
+    "energy_outside",
+    "entropy",
+    "feature_distance",
+    "fill_pictures",
+    "gaussian_blur",
+    "gaussian_noise",
     "grad_cam",
+    "has_place",
     "hirescam",
+    "jensen_shannon",
     "keyed_uniform",
+    "kl_divergence",
     "min_max",
+    "permute_pixels",
     "random_saliency",
     "saliency_target",
     "squared_error",
+    "ssim_distance",
+    "unit_vectors",
 ]
