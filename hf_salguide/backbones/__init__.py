@@ -1,24 +1,33 @@
 """Backbones: one kind of classifier from timm and transformers, and the last spatial map inside it."""
 
+from .batch_norm import split_batch_norm
 from .capture import FeatureCapture, class_maps
 from .classifier import as_classifier, set_image_size
 from .data_config import DataConfig, data_config, image_processor
-from .forward import check_image_size, unwrap_model
+from .forward import check_image_size, logits_of, unwrap_model
 from .layer import FeatureLayer
+from .pooled import PooledLayer, resolve_pooled_layer, trainable_before
 from .resolve import resolve_feature_layer
 from .saliency import saliency_maps
+from .tap import FeatureTap
 
 __all__ = [
     "DataConfig",
     "FeatureCapture",
     "FeatureLayer",
+    "FeatureTap",
+    "PooledLayer",
     "as_classifier",
     "check_image_size",
     "class_maps",
     "data_config",
     "image_processor",
+    "logits_of",
     "resolve_feature_layer",
+    "resolve_pooled_layer",
     "saliency_maps",
     "set_image_size",
+    "split_batch_norm",
+    "trainable_before",
     "unwrap_model",
 ]

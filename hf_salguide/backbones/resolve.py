@@ -82,7 +82,7 @@ def resolve_feature_layer(
     """
     model = unwrap_model(model)
     shape = input_shape(model, image_size)
-    key = (shape, feature_layer, _fingerprint(model))
+    key = (shape, feature_layer, fingerprint(model))
     known = _resolved.setdefault(model, {})
     if key not in known:
         if feature_layer is not None and feature_layer not in dict(model.named_modules()):
@@ -97,7 +97,7 @@ def resolve_feature_layer(
     return known[key]
 
 
-def _fingerprint(model: nn.Module) -> int:
+def fingerprint(model: nn.Module) -> int:
     modules = tuple((name, type(module)) for name, module in model.named_modules())
     return hash((modules, tuple(parameter.shape for parameter in model.parameters())))
 
