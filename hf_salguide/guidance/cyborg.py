@@ -2,16 +2,13 @@
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from ..maps import min_max, saliency_target, squared_error
-from .base import Guidance, GuidanceBatch, check_choice
+from .base import check_choice
+from .map_guidance import MapGuidance
 from .registry import register_guidance
 
 
 @register_guidance
-class Cyborg(Guidance):
+class Cyborg(MapGuidance):
     """
     CYBORG (Boyd, Tinsley, Bowyer, Czajka, "CYBORG: Blending Human Saliency Into the Loss Improves Deep Learning",
     WACV 2023, arXiv 2112.00686).
@@ -28,21 +25,13 @@ class Cyborg(Guidance):
     Args:
         cam_class (`str`, *optional*, defaults to `"true"`): whose map is guided, `"true"` or `"predicted"`.
         resize (`str`, *optional*, defaults to `"area"`): how saliency gets to the grid, `"area"` or `"bilinear"`.
+        distance (`str`, *optional*, defaults to `"mse"`): another than the paper's, see [`MapGuidance`].
     """
 
     name: ClassVar[str] = "cyborg"
     paper: ClassVar[str] = "Boyd et al., CYBORG: Blending Human Saliency Into the Loss, WACV 2023, arXiv 2112.00686"
     formula: ClassVar[str] = "mean((minmax(CAM_y) - minmax(S))^2)"
-    default_weight: ClassVar[float] = 0.5
-    default_task_weight: ClassVar[float] = 0.5
 
-    def __init__(self, cam_class: str = "true", resize: str = "area") -> None:
+    def __init__(self, cam_class: str = "true", resize: str = "area", distance: str = "mse") -> None:
         self.cam_class = check_choice("cam_class", cam_class, ("true", "predicted"))
-        self.resize = check_choice("resize", resize, ("area", "bilinear"))
-
-    def terms(self, batch: GuidanceBatch) -> Tensor:
-        classes = batch.labels if self.cam_class == "true" else batch.logits.argmax(dim=1)
-        maps, shaped = min_max(batch.class_map(classes))
-        target, placed = saliency_target(batch.saliency, (maps.shape[1], maps.shape[2]), self.resize)
-        distance = squared_error(maps, target)
-        return torch.where(batch.annotated & shaped & placed, distance, 0.0)
+        super().__init__(map=cam_class, target="saliency", distance=distance, resize=resize)

@@ -21,8 +21,6 @@ def register_guidance(cls: type[Guidance]) -> type[Guidance]:
     if not (inspect.isclass(cls) and issubclass(cls, Guidance)):
         raise TypeError(f"register_guidance takes a subclass of Guidance, not {cls!r}.")
     name = getattr(cls, "name", None)
-    if cls.transforms_inputs:
-        raise TypeError(f"{cls.__name__}.transforms_inputs=True: methods that change the pictures cannot be run yet.")
     if not isinstance(name, str):
         raise TypeError(f"{cls.__name__}.name={name!r}: give the class a name that users can write in guidance=.")
     known = _REGISTRY.get(name)
@@ -82,7 +80,7 @@ def get_guidance(name: str, **options: Any) -> Guidance:
     ```python
     >>> from hf_salguide import get_guidance
     >>> get_guidance("cyborg", cam_class="predicted")
-    Cyborg(cam_class='predicted', resize='area')
+    Cyborg(cam_class='predicted', resize='area', distance='mse')
     ```
     """
     cls = guidance_class(name)

@@ -2,7 +2,16 @@
 
 import math
 
-_SCHEDULES = ("constant", "linear_increase", "linear_decrease", "cosine_decrease", "warmup:FRACTION", "after:FRACTION")
+ADAPTIVE = "adaptive"
+_SCHEDULES = (
+    "constant",
+    ADAPTIVE,
+    "linear_increase",
+    "linear_decrease",
+    "cosine_decrease",
+    "warmup:FRACTION",
+    "after:FRACTION",
+)
 
 
 def schedule_factor(schedule: str, progress: float) -> float:
@@ -10,9 +19,9 @@ def schedule_factor(schedule: str, progress: float) -> float:
     The factor by which the guidance weight is multiplied.
 
     Args:
-        schedule (`str`): `"constant"` (1), `"linear_increase"` (0 to 1), `"linear_decrease"` and `"cosine_decrease"`
-            (1 to 0), `"warmup:0.1"` (0 to 1 over the first tenth of training, then 1) or `"after:0.2"` (0 for the
-            first fifth, then 1).
+        schedule (`str`): `"constant"` (1), `"adaptive"` (1: the weights come from the losses), `"linear_increase"`
+            (0 to 1), `"linear_decrease"` and `"cosine_decrease"` (1 to 0), `"warmup:0.1"` (0 to 1 over the first
+            tenth of training, then 1) or `"after:0.2"` (0 for the first fifth, then 1).
         progress (`float`): optimizer steps done over all steps, in [0, 1].
 
     Returns:
@@ -21,7 +30,7 @@ def schedule_factor(schedule: str, progress: float) -> float:
     Raises:
         ValueError: for an unknown schedule, or a fraction that does not lie in (0, 1].
     """
-    if schedule == "constant":
+    if schedule in ("constant", ADAPTIVE):
         return 1.0
     if schedule == "linear_increase":
         return progress
