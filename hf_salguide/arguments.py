@@ -29,8 +29,9 @@ class SaliencyTrainingArguments(TrainingArguments):
             `{"cyborg": {...}}`. On the command line as JSON.
         guidance_schedule (`str`, *optional*, defaults to `"constant"`):
             How the guidance weight moves over training: `"constant"`, `"linear_increase"`, `"linear_decrease"`,
-            `"cosine_decrease"`, `"warmup:0.1"` or `"after:0.2"`, see [`~guidance.schedule_factor`]. Evaluation takes
-            the full weight throughout.
+            `"cosine_decrease"`, `"warmup:0.1"` or `"after:0.2"`, see [`~guidance.schedule_factor`]; or `"adaptive"`:
+            task and guidance are balanced by their losses of the previous step, see [`~steps.GuidanceState`].
+            Evaluation takes the full weight throughout.
         feature_layer (`str`, *optional*):
             The module whose output the maps are made of. Defaults to what [`resolve_feature_layer`] finds.
         image_size (`int` or `(H, W)`, *optional*):
@@ -73,7 +74,8 @@ class SaliencyTrainingArguments(TrainingArguments):
     guidance_schedule: str = field(
         default="constant",
         metadata={
-            "help": "constant, linear_increase, linear_decrease, cosine_decrease, warmup:FRACTION or after:FRACTION."
+            "help": "constant, adaptive, linear_increase, linear_decrease, cosine_decrease, warmup:FRACTION "
+            "or after:FRACTION."
         },
     )
     feature_layer: str | None = field(

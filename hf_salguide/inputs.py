@@ -1,6 +1,9 @@
 """What goes into a trainer, checked: models, data sets and batches."""
 
 from collections.abc import Mapping
+from functools import partial
+from inspect import getclosurevars
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +12,7 @@ from transformers import PreTrainedModel
 from .data import check_rows, check_table, prepare_dataset
 
 ROWS_CHECKED = 256
+MIXING = ("MixUp", "CutMix", "Mixup", "FastCollateMixup")  # torchvision's and timm's
 
 
 def check_model(model: Any) -> None:
@@ -97,3 +101,47 @@ def class_labels(inputs: Mapping[str, Any]) -> Tensor:
             'rows a label, or train with guidance="none" and no weights.'
         )
     return labels.long()
+
+
+def refuse_mixing(**callables: Any) -> None:
+    """
+    Refuses MixUp and CutMix, which blend pictures and leave each picture with several classes and no saliency.
+
+    Args:
+        **callables: transforms and collators by the argument's name; what they hold is looked through as well: their
+            attributes, lists of transforms, closures and partial functions.
+
+    Raises:
+        ValueError: naming the argument and the remedy.
+    """
+    for argument, value in callables.items():
+        found = _mixing(value, depth=6, seen=set())
+        if found is not None:
+            raise ValueError(
+                f"{argument} holds {found}, which mixes pictures but not their saliency, and leaves no true class a "
+                'picture; leave it out, or train with guidance="none".'
+            )
+
+
+def _mixing(value: Any, depth: int, seen: set[int]) -> str | None:
+    """The name of a mixing transform inside a callable, or `None`."""
+    if value is None or depth == 0 or id(value) in seen or isinstance(value, str | bytes | int | float | Tensor):
+        return None
+    seen.add(id(value))
+    if type(value).__name__ in MIXING:
+        return type(value).__name__
+    parts: list[Any] = []
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        parts = list(value)
+    elif isinstance(value, partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        parts = [value.__self__]
+    elif isinstance(value, FunctionType):
+        captured = getclosurevars(value)
+        parts = [*captured.nonlocals.values(), *captured.globals.values()]
+    elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType | PreTrainedModel):
+        parts = list(vars(value).values())
+    return next((found for part in parts if (found := _mixing(part, depth - 1, seen))), None)

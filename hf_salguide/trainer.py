@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TimmWrapperImageProcessor, Trainer
+from transformers import PreTrainedModel, TimmWrapperImageProcessor, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from .arguments import SaliencyTrainingArguments
-from .backbones import (
-    DataConfig,
-    FeatureCapture,
-    FeatureLayer,
-    class_maps,
-    data_config,
-    image_processor,
-    resolve_feature_layer,
-    set_image_size,
-)
+from .backbones import DataConfig, FeatureLayer, data_config, image_processor, set_image_size
 from .data import SaliencyCollator, annotated_share, check_table, make_transforms
-from .guidance import Guidance, GuidanceBatch, batch_saliency, schedule_factor
-from .inputs import check_evaluated, check_first_rows, check_model, class_labels, prepared
-from .maps import random_saliency
+from .guidance import ADAPTIVE, Guidance, Pictures, schedule_factor
+from .hub import write_guidance
+from .inputs import check_evaluated, check_first_rows, check_model, class_labels, prepared, refuse_mixing
 from .means import RunningMeans
+from .names import POOLED
+from .steps import (
+    Choice,
+    Draws,
+    GuidanceState,
+    GuidedForward,
+    Plan,
+    guidance_terms,
+    make_plan,
+    step_saliency,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -154,11 +153,15 @@ class SaliencyTrainer(Trainer):
         if args.pixels is not None:
             set_image_size(self.model, args.pixels)
         config = data_config(self.model, image_size=args.pixels, processor=processing_class)
-        self.feature_layer: FeatureLayer | None = None
-        self._layer_key: tuple[Any, ...] = ()
+        self._plan = Plan(methods=())
+        self._plan_key: tuple[Any, ...] = ()
+        self._state = GuidanceState(self.guidance, adaptive=args.guidance_schedule == ADAPTIVE)
         if self.is_guided:
             self._refuse_unguidable()
-            self._resolve_layer(config.size)
+            refuse_mixing(train_transform=train_transform, data_collator=data_collator)
+            self._make_plan(config.size)
+            self._set_up_state()
+            self.add_callback(_EndOfStep(self))
         self.train_transform = make_transforms(config, train=True) if train_transform is None else train_transform
         self.eval_transform = make_transforms(config, train=False) if eval_transform is None else eval_transform
         self._data_config = config if eval_transform is None else None
@@ -175,6 +178,7 @@ class SaliencyTrainer(Trainer):
         self._eval_means = RunningMeans()
         self._eval_terms: dict[str, Tensor] = {}
         self._batch_key = (-1, -1)  # optimizer step, micro-batch within it
+        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # until the loop says otherwise
 
     # ---- Set-up ----
 
@@ -214,18 +218,47 @@ class SaliencyTrainer(Trainer):
                 '(`accelerate launch --multi_gpu`), or with guidance="none".'
             )
 
-    def _resolve_layer(self, size: tuple[int, int]) -> None:
-        """Finds the feature layer for the model at hand and pictures of `(H, W)`; the resolver keeps what it found."""
-        if not any(method.needs_maps for method in self.guidance):
+    @property
+    def feature_layer(self) -> FeatureLayer | None:
+        """The layer that maps are made of; `None` where no method asks for one."""
+        return self._plan.feature_layer
+
+    @property
+    def gradient_engines(self) -> Mapping[str, Choice]:
+        """How each method's input gradient is differentiated, by the method's name."""
+        return self._plan.engines
+
+    def _make_plan(self, size: tuple[int, int]) -> None:
+        """Finds what the methods need of the model at hand for pictures of `(H, W)`."""
+        args, former = self.args, self._plan.engines
+        self._plan = make_plan(
+            self.model,
+            self.guidance,
+            size,
+            args.feature_layer,
+            engines=former,
+            compiled=args.torch_compile,
+            mixed_precision=args.bf16 or args.fp16,
+            checkpointed=args.gradient_checkpointing,
+        )
+        self._plan_key = (id(self.model), size)
+        if self.feature_layer is not None:
+            logger.info(f"Guidance reads the feature layer {self.feature_layer}")
+        for name, choice in self._plan.engines.items():
+            if name not in former and self.is_world_process_zero():
+                logger.warning(f'guidance="{name}" takes gradient_engine="{choice.engine}": {choice.reason}')
+
+    def _set_up_state(self) -> None:
+        if not self._state.stateful:
             return
-        self.feature_layer = resolve_feature_layer(self.model, size, self.args.feature_layer)
-        self._layer_key = (id(self.model), size)
-        if self.args.torch_compile and self.feature_layer.needs_gradient:
-            raise ValueError(
-                f'torch_compile=True: the map of "{self.feature_layer.name}" is a gradient, which a compiled model '
-                "does not give; leave torch_compile out, or take a backbone whose read-out is exact."
-            )
-        logger.info(f"Guidance reads the feature layer {self.feature_layer}")
+        sizes = {POOLED: torch.Size([self._plan.pooled.size])} if self._plan.pooled is not None else {}
+        for method in self._state.stateful.values():
+            method.setup(sizes, self.args.device, self.args.seed)
+
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Replaces tensors by their means over the processes."""
+        for tensor in tensors:
+            tensor.copy_(self.accelerator.reduce(tensor, reduction="mean"))
 
     @property
     def _needs_annotation(self) -> bool:
@@ -276,9 +309,12 @@ class SaliencyTrainer(Trainer):
             The scalar loss, or a tuple of it and a dict of `loss` and `logits`.
         """
         model_inputs = {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
-        task_loss = partial(self._task_loss, model, model_inputs, inputs.get("sample_weight"), num_items_in_batch)
+
+        def task_loss(called: Any) -> tuple[Tensor, Any]:
+            return self._task_loss(called, dict(model_inputs), inputs.get("sample_weight"), num_items_in_batch)
+
         if not self.is_guided:
-            task, outputs = task_loss()
+            task, outputs = task_loss(model)
             loss = task if self.task_weight == 1.0 else self.task_weight * task
         else:
             loss, outputs = self._guided_loss(model, inputs, task_loss)
@@ -286,8 +322,14 @@ class SaliencyTrainer(Trainer):
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
     def _task_loss(
-        self, model: nn.Module, model_inputs: dict[str, Any], weight: Tensor | None, num_items_in_batch: Any
+        self, model: Any, model_inputs: dict[str, Any], weight: Tensor | None, num_items_in_batch: Any
     ) -> tuple[Tensor, Any]:
+        smoothed = self.label_smoother is not None and self.compute_loss_func is None
+        if weight is None and smoothed and isinstance(model, GuidedForward):
+            # As in Trainer, which looks into the model that it calls.
+            labels = model_inputs.pop("labels")
+            outputs = model(**model_inputs)
+            return self.label_smoother(outputs, labels), outputs
         if weight is None:
             return super().compute_loss(model, model_inputs, True, num_items_in_batch)
         if self.compute_loss_func is not None:
@@ -301,73 +343,61 @@ class SaliencyTrainer(Trainer):
         return (losses * weight).mean(), outputs
 
     def _guided_loss(
-        self, model: nn.Module, inputs: dict[str, Any], task_loss: Callable[[], tuple[Tensor, Any]]
+        self, model: nn.Module, inputs: dict[str, Any], task_loss: Callable[[Any], tuple[Tensor, Any]]
     ) -> tuple[Tensor, Any]:
-        labels, weight = class_labels(inputs), inputs.get("sample_weight")
-        saliency, annotated = self._saliency(inputs, model.training)
-        size = (saliency.shape[1], saliency.shape[2])
-        if self.feature_layer is not None and self._layer_key != (id(self.model), size):
-            self._resolve_layer(size)
-        map_of: Callable[[Tensor], Tensor] = _no_maps
-        capture: FeatureCapture | None = None
-        if self.feature_layer is None:
-            task, outputs = task_loss()
-        else:
-            layer = self.feature_layer
-            with FeatureCapture(self.model, layer, tail_gradient=layer.needs_gradient) as capture:
-                task, outputs = task_loss()
-        logits = outputs["logits"].float()
-        if capture is not None:
-            map_of = partial(class_maps, capture, capture.layer, self.model, logits, create_graph=model.training)
-        batch = GuidanceBatch(logits, labels, saliency, annotated, map_of)
+        labels, training = class_labels(inputs), model.training
+        forward = self._forward(model, inputs, training)
+        task, outputs = task_loss(forward)
         accumulated = self.current_gradient_accumulation_steps if self._divides_by_items(model) else 1
         components = {"task_loss": (task.detach() * accumulated).expand(len(labels))}
-        guidance = task.new_zeros(())
-        for method, method_weight in zip(self.guidance, self.guidance_weights, strict=True):
-            terms = method.terms(batch)
-            if terms.shape != labels.shape:
-                raise ValueError(
-                    f"{type(method).__name__}.terms gave the shape {tuple(terms.shape)}; it needs one number a "
-                    f"picture, {tuple(labels.shape)}."
-                )
-            terms = terms if weight is None else terms * weight
-            guidance = guidance + method_weight * terms.mean()
-            components[f"{method.name}_loss"] = terms.detach()
-        self._record(components, model.training)
+        global_batch_size = self._global_batch_size(len(labels), training)
+        guidance, terms = guidance_terms(
+            forward, self.guidance, self.guidance_weights, labels, inputs.get("sample_weight"), global_batch_size
+        )
+        self._record(components | {f"{name}_loss": values for name, values in terms.items()}, training)
+        task_factor = guidance_factor = 1.0
         # Evaluation takes the full weight throughout, so that its losses can be compared from epoch to epoch.
-        factor = self._guidance_scale * (self._schedule_factor() if model.training else 1.0)
-        return self.task_weight * task + factor / accumulated * guidance, outputs
+        if training:
+            task_factor, guidance_factor = self._state.factors
+            guidance_factor *= self._schedule_factor()
+            self._state.observe(self.task_weight * accumulated * task, self._guidance_scale * guidance)
+        factor = self._guidance_scale * guidance_factor
+        return task_factor * self.task_weight * task + factor / accumulated * guidance, outputs
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any], training: bool) -> GuidedForward:
+        """A model to call in place of `model`, which gathers what the methods need."""
+        draws = self._draws(len(inputs["pixel_values"]), training, inputs["pixel_values"].device)
+        if training and inputs.get("saliency") is None:
+            logger.warning_once("A training batch has no saliency: guidance does nothing for it.")
+        args = self.args
+        saliency, counts = step_saliency(
+            inputs, draws, args.empty_mask, random=args.random_saliency, invert=args.invert_saliency
+        )
+        size = (saliency.shape[1], saliency.shape[2])
+        if self._plan_key != (id(self.model), size):
+            self._make_plan(size)
+        pictures = Pictures(inputs["pixel_values"], saliency, counts, draws.uniform(""))
+        return GuidedForward(model, self._plan, pictures, draws, self.model, training)
 
     def _divides_by_items(self, model: nn.Module) -> bool:
         """Whether the task's loss comes divided by the items of all micro-batches: from a `compute_loss_func`."""
         return bool(self.loss_is_scaled_for_ga) and model.training
 
-    def _saliency(self, inputs: dict[str, Any], training: bool) -> tuple[Tensor, Tensor]:
-        """The batch's saliency, `(B, H, W)` float32 in [0, 1], and `(B,)`, which rows count; controls applied."""
-        given = inputs.get("saliency")
-        if given is None and training:
-            logger.warning_once("A training batch has no saliency: guidance does nothing for it.")
-        saliency, counts = batch_saliency(
-            inputs["pixel_values"], given, inputs.get("has_saliency"), self.args.empty_mask
-        )
-        if self.args.random_saliency:
-            step, rows = self._row_keys(len(saliency), training)
-            size = (saliency.shape[1], saliency.shape[2])
-            drawn = random_saliency(rows.to(saliency.device), size, self.args.seed, step)
-            saliency = torch.where(counts[:, None, None], drawn, saliency)
-        if self.args.invert_saliency:
-            saliency = torch.where(counts[:, None, None], 1 - saliency, saliency)
-        return saliency, counts
+    def _global_batch_size(self, count: int, training: bool) -> int:
+        """The pictures of one optimizer step."""
+        if not training:
+            return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return count * self.args.world_size * self.current_gradient_accumulation_steps
 
-    def _row_keys(self, count: int, training: bool) -> tuple[int, Tensor]:
-        """The optimizer step, and the rows' positions in its global batch: what random draws are keyed by."""
+    def _draws(self, count: int, training: bool, device: torch.device) -> Draws:
+        """What random draws are keyed by: the optimizer step, and the rows' positions in its global batch."""
         step = self.state.global_step if training else -1
         last_step, micro = self._batch_key
         micro = micro + 1 if step == last_step else 0
         self._batch_key = (step, micro)
         size = self._train_batch_size if training else self.args.eval_batch_size
         first = (micro * self.args.world_size + self.args.process_index) * size
-        return step, torch.arange(first, first + count)
+        return Draws(self.args.seed, step, torch.arange(first, first + count, device=device))
 
     def _schedule_factor(self) -> float:
         progress = self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 1.0
@@ -375,21 +405,31 @@ class SaliencyTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        path = Path(output_dir or self.args.output_dir) / "config.json"
-        if not (self.args.should_save and path.exists()):
-            return
-        config = json.loads(path.read_text())
-        stale = config.pop("saliency_guide", None)  # of the weights that training started from
-        if self.is_guided:
-            names, weights = [method.name for method in self.guidance], self.guidance_weights
-            config["saliency_guide"] = {
-                "name": names if len(names) > 1 else names[0],
-                "weight": weights if len(weights) > 1 else weights[0],
-                "feature_layer": None if self.feature_layer is None else self.feature_layer.name,
-                "version": 1,
-            }
-        if self.is_guided or stale is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if self.args.should_save:
+            write_guidance(output_dir or self.args.output_dir, self._guidance_block())
+
+    def _guidance_block(self) -> dict[str, Any] | None:
+        """What the saved configuration says about guidance."""
+        if not self.is_guided:
+            return None
+        names, weights = [method.name for method in self.guidance], self.guidance_weights
+        return {
+            "name": names if len(names) > 1 else names[0],
+            "weight": weights if len(weights) > 1 else weights[0],
+            "feature_layer": None if self.feature_layer is None else self.feature_layer.name,
+            "options": {method.name: method.options for method in self.guidance},
+            "version": 1,
+        }
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and not self._state.empty:
+            self._state.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and not self._state.empty:
+            self._state.load(checkpoint)
 
     # ---- Logging and evaluation ----
 
@@ -414,7 +454,11 @@ class SaliencyTrainer(Trainer):
     ) -> Any:
         """As in `Trainer`; the guidance terms are kept for [`~SaliencyTrainer.evaluation_loop`]."""
         if inputs.get("labels") is None:
-            inputs = {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
+            pixel_values = inputs["pixel_values"]
+            if any(method.transforms_evaluation for method in self.guidance):
+                pixel_values = self._forward(model, self._prepare_inputs(inputs), False).pictures.pixel_values
+            kept = {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
+            inputs = {**kept, "pixel_values": pixel_values}
         output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         terms, self._eval_terms = self._eval_terms, {}
         if terms:
@@ -442,5 +486,11 @@ class SaliencyTrainer(Trainer):
         return output
 
 
-def _no_maps(weights: Tensor) -> Tensor:
-    raise RuntimeError("a method that sets needs_maps=False asked for a map; set needs_maps=True on its class.")
+class _EndOfStep(TrainerCallback):
+    """Tells the guidance state that an optimizer step's gradients are complete."""
+
+    def __init__(self, trainer: SaliencyTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._state.step(self._trainer._average)

@@ -10,19 +10,20 @@ import pytest
 import hf_salguide
 
 ROOT = Path(hf_salguide.__file__).parent
-FOUNDATION = {"rng", "means"}  # tools that know of none of the others
+FOUNDATION = {"rng", "means", "names"}  # tools that know of none of the others
 LAYERS = {
     "maps": set(),
     "backbones": {"maps"},
     "data": {"maps"},
     "guidance": {"maps", "backbones", "data"},
+    "steps": {"maps", "backbones", "guidance"},
     "metrics": {"maps", "backbones", "data", "guidance"},
     "hub": {"maps", "backbones", "data", "guidance", "metrics"},
     "arguments": {"maps", "backbones", "data", "guidance", "metrics"},
     "inputs": {"data"},
-    "trainer": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "inputs"},
-    "studies": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "trainer"},
-    "cli": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "trainer", "studies"},
+    "trainer": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "inputs", "steps"},
+    "studies": {"maps", "backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "trainer"},
+    "cli": {"maps", "backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "trainer", "studies"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -9,24 +9,36 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import Rows, build, make_batch, make_trainer
 
+from hf_salguide import list_guidance
+
+STEPS = 6
 ANNOTATED = ([True] * 4 + [False] * 4) * 5 + [True, False, False, False, True, True, True, True] * 5  # uneven
 
 
-def train(output_dir, batch_size, accumulation, method="cyborg", **arguments):
-    """Ten optimizer steps of eight pictures; gives the final weights and the logged history."""
+# Each method as it is trained here; the balance of two terms adapts to the losses of the step before.
+RUNS = {
+    **{name: {"guidance": name} for name in list_guidance()},
+    "random saliency": {"guidance": "cyborg", "random_saliency": True},
+    "adaptive": {"guidance": ["cyborg", "actdiff"], "guidance_schedule": "adaptive"},
+    "double backward": {"guidance": "gradmask", "guidance_options": {"gradient_engine": "double_backward"}},
+    "features": {"guidance": "rrr", "guidance_options": {"at": "features", "reduction": "reference"}},
+}
+
+
+def train(output_dir, batch_size, accumulation, **arguments):
+    """A few optimizer steps of eight pictures; gives the trainer and the final weights."""
     model = build("vit_class_token")
     trainer = make_trainer(
         model,
         output_dir,
-        guidance=method,
         train_dataset=Rows(make_batch((64, 96), 80, annotated=ANNOTATED)),
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        max_steps=10,
+        max_steps=STEPS,
         optim="sgd",
         learning_rate=0.05,
         per_device_eval_batch_size=3,
-        logging_steps=5,
+        logging_steps=3,
         **arguments,
     )
     trainer.train()
@@ -39,16 +51,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--random-saliency", action="store_true")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS))
     options = parser.parse_args()
-    trainer, weights = train(
-        options.output.parent, options.batch_size, 1, random_saliency=options.random_saliency, ddp_backend="gloo"
-    )
+    results = {}
+    for name in options.runs:
+        trainer, weights = train(options.output.parent, options.batch_size, 1, ddp_backend="gloo", **RUNS[name])
+        results[name] = {"weights": weights, "world_size": trainer.args.world_size, "metrics": trainer.metrics}
+        results[name]["log"] = trainer.state.log_history
     if trainer.is_world_process_zero():
-        result = {"weights": weights, "world_size": trainer.args.world_size, "metrics": trainer.metrics}
-        result["log"] = trainer.state.log_history
         partial = options.output.with_suffix(".partial")
-        torch.save(result, partial)
+        torch.save(results, partial)
         partial.rename(options.output)
     # A process that ends early takes the other with it, and may abort on its way out.
     trainer.accelerator.wait_for_everyone()

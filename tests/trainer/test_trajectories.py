@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_run import train
+from filelock import FileLock
+from parity_run import RUNS, train
 from support import Rows, build, make_batch, make_trainer
 from transformers import Trainer, TrainingArguments
 
@@ -30,25 +31,41 @@ def run_two_processes(output, batch_size, *flags):
     return torch.load(output, weights_only=False)
 
 
-@pytest.mark.parametrize("random_saliency", [False, True])
-def test_batch_accumulation_and_processes_give_one_trajectory(tmp_path, random_saliency):
-    trainer, whole = train(tmp_path, 8, 1, random_saliency=random_saliency)
-    _, accumulated = train(tmp_path, 2, 4, random_saliency=random_saliency)
-    flags = ["--random-saliency"] if random_saliency else []
-    two = run_two_processes(tmp_path / "two.pt", 4, *flags)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, worker_id):
+    """Every run in two processes of four pictures each: one launch for all, and for all workers of the test run."""
+    folder = tmp_path_factory.getbasetemp()
+    output = (folder if worker_id == "master" else folder.parent) / "two_processes.pt"
+    with FileLock(f"{output}.lock"):
+        if not output.exists():
+            run_two_processes(output, 4)
+    return torch.load(output, weights_only=False)
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+def test_batch_accumulation_and_processes_give_one_trajectory(tmp_path, run, two_processes):
+    trainer, whole = train(tmp_path, 8, 1, **RUNS[run])
+    _, accumulated = train(tmp_path, 2, 4, **RUNS[run])
+    two = two_processes[run]
     assert two["world_size"] == 2
     assert largest_difference(whole, build("vit_class_token").state_dict()) > 1e-3
-    assert largest_difference(whole, accumulated) < 1e-6
-    assert largest_difference(whole, two["weights"]) < 1e-6
+    # A finite difference is one of two gradients that are nearly the same: it magnifies their rounding.
+    differenced = any(choice.engine == "finite_difference" for choice in trainer.gradient_engines.values())
+    tolerance, relative = (2e-5, 5e-3) if differenced else (1e-6, 1e-4)
+    assert largest_difference(whole, accumulated) < tolerance
+    assert largest_difference(whole, two["weights"]) < tolerance
+    means = ("eval_loss", "eval_task_loss")
+    names = [name for name in trainer.metrics if name.endswith("_loss") and name not in means]
     first, second = (
-        [entry for entry in log if "cyborg_loss" in entry] for log in (trainer.state.log_history, two["log"])
+        [entry for entry in log if "task_loss" in entry] for log in (trainer.state.log_history, two["log"])
     )
+    assert len(first) == 2
     for one, other in zip(first, second, strict=True):
-        for name in ("cyborg_loss", "task_loss", "loss"):
-            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+        for name in ("loss", "task_loss", *(name.removeprefix("eval_") for name in names)):
+            assert one[name] == pytest.approx(other[name], rel=relative, abs=1e-7), name
     # The task's loss is a mean of batch means, as in Trainer, and shifts with the padded last batch; the terms do not.
-    evaluated = trainer.metrics["eval_cyborg_loss"]
-    assert evaluated == pytest.approx(two["metrics"]["eval_cyborg_loss"], rel=1e-4)
+    for name in names:
+        assert trainer.metrics[name] == pytest.approx(two["metrics"][name], rel=relative, abs=1e-7), name
 
 
 def ten_steps(trainer_class, arguments_class, tmp_path, name="resnet", **arguments):
@@ -76,7 +93,14 @@ def test_no_guidance_is_bit_identical_to_trainer(tmp_path, name, plain):
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"random_saliency": True, "guidance_schedule": "linear_increase"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *[RUNS[run] for run in RUNS],
+        {"guidance": "cyborg", "random_saliency": True, "guidance_schedule": "linear_increase"},
+    ],
+    ids=str,
+)
 def test_a_resumed_run_equals_the_unbroken_one(tmp_path, arguments):
     def trainer(folder, **more):
         rows = Rows(make_batch((64, 96), 24, annotated=[True, True, False] * 8))
@@ -103,10 +127,15 @@ def test_a_resumed_run_equals_the_unbroken_one(tmp_path, arguments):
     ):
         assert torch.equal(value, other), key
     first, second = (
-        [entry["cyborg_loss"] for entry in run.state.log_history if "cyborg_loss" in entry]
+        [
+            {name: value for name, value in entry.items() if name.endswith("loss")}
+            for entry in run.state.log_history
+            if "task_loss" in entry
+        ]
         for run in (unbroken, resumed)
     )
     assert first == second
+    assert first
 
 
 def test_accumulation_is_right_for_models_that_ignore_the_number_of_items(tmp_path):

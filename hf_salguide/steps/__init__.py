@@ -1,0 +1,11 @@
+"""The guided step: what guidance methods need of a model, found once and gathered in one forward a micro-batch."""
+
+from .draws import Draws
+from .forward import GuidedForward
+from .gradients import Choice
+from .plan import Plan, make_plan
+from .saliency import step_saliency
+from .state import GuidanceState
+from .terms import guidance_terms
+
+__all__ = ["Choice", "Draws", "GuidanceState", "GuidedForward", "Plan", "guidance_terms", "make_plan", "step_saliency"]
