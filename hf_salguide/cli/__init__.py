@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a classifier, guided or plain, on a data set",
     "evaluate": "accuracy, AUROC and map energy on the evidence, split by split",
     "predict": "scores and maps of a folder of pictures, labelled or not",
+    "annotate": "a copy of a data set with a guided teacher's maps where nobody annotated",
     "check": "read every picture and map of a data set and list what is wrong",
     "explain": "a panel of pictures, human saliency and maps",
     "methods": "the guidance methods, their papers and defaults",

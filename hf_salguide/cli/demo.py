@@ -17,14 +17,19 @@ class DemoArguments:
         default="resnet10t:output_stride=16",
         metadata={"help": "timm model from random weights, name:key=value."},
     )
+    methods: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Guidance methods beside plain training, or all (default: cyborg, and cyborg inverted)."},
+    )
     image_size: int = field(default=48, metadata={"help": "Side of the pictures in pixels."})
 
 
 def run(argv: Sequence[str]) -> int:
-    """Trains plain, guided and inverted models on decoy digits and compares them."""
+    """Trains plain and guided models on decoy digits and compares them."""
     (args,) = parse([DemoArguments], argv, "demo", run.__doc__ or "")
-    from ..studies.demo import run_demo
+    from ..studies.demo import ARMS, arms_of, run_demo
 
     model_name, model_args = parse_model("model", args.model)
-    run_demo(args.output_dir, args.seeds, args.epochs, model_name, model_args, args.image_size)
+    arms = arms_of(args.methods) if args.methods else ARMS
+    run_demo(args.output_dir, args.seeds, args.epochs, model_name, model_args, args.image_size, arms)
     return 0

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,12 +53,32 @@ class BenchSetting:
 
 
 @dataclass(frozen=True)
+class BenchMethod:
+    """
+    One method under the benchmark.
+
+    Attributes:
+        name (`str`): of a guidance method.
+        options (`dict`): its own choices.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        extras = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}({extras})" if extras else self.name
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """
     The cost of a guided step.
 
     Attributes:
         model (`str`), method (`str`), device (`str`), image_size (`int`), batch_size (`int`): what was measured.
+        annotated (`float`): share of the pictures that had saliency.
+        engine (`str`, *optional*): how an input gradient was differentiated.
         plain_ms, guided_ms (`float`): median milliseconds of a step.
         time_ratio (`float`): median over the repeats of guided over plain, the two run side by side.
         time_ratio_low, time_ratio_high (`float`): its quartiles.
@@ -72,6 +92,8 @@ class BenchResult:
     device: str
     image_size: int
     batch_size: int
+    annotated: float
+    engine: str | None
     plain_ms: float
     guided_ms: float
     time_ratio: float
@@ -86,13 +108,14 @@ class BenchResult:
 class _Step:
     """One optimizer step of a trainer, on a fixed batch."""
 
-    def __init__(self, setting: BenchSetting, method: str, output_dir: str) -> None:
+    def __init__(self, setting: BenchSetting, method: BenchMethod, output_dir: str) -> None:
         set_seed(0)
         kwargs = {"image_size": setting.image_size, **setting.model_args}
         model = as_classifier(setting.model, num_labels=2, **kwargs)
         args = SaliencyTrainingArguments(
             output_dir,
-            guidance=method,
+            guidance=method.name,
+            guidance_options=method.options,
             per_device_train_batch_size=setting.batch_size,
             logging_strategy="no",
             save_strategy="no",
@@ -134,7 +157,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(setting: BenchSetting, method: str) -> int:
+def peak_memory(setting: BenchSetting, method: BenchMethod) -> int:
     """
     Peak bytes of one training step: the allocator's on CUDA, the profiler's on a CPU, weights, gradients and the
     optimizer's state included. Meant to run in a process of its own.
@@ -171,17 +194,24 @@ def _resident(trainer: SaliencyTrainer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def bench(setting: BenchSetting, method: str, repeats: int = 20, memory: bool = True) -> BenchResult:
+def bench(
+    setting: BenchSetting,
+    method: BenchMethod,
+    repeats: int = 20,
+    memory: bool = True,
+    plain_bytes: int | None = None,
+) -> BenchResult:
     """
     Measures a guided step against the plain one: both trainers live in one process, and their steps alternate, the
     order turned round at each repeat, so that what else the machine does meets both.
 
     Args:
         setting ([`BenchSetting`]): backbone, picture and batch size.
-        method (`str`): name of a guidance method.
+        method ([`BenchMethod`]): the guidance method.
         repeats (`int`, *optional*, defaults to 20): pairs of steps.
         memory (`bool`, *optional*, defaults to `True`): whether to measure peak memory too, each variant in a process
             of its own.
+        plain_bytes (`int`, *optional*): the plain step's peak memory, where it has been measured before.
 
     Returns:
         [`BenchResult`]
@@ -192,7 +222,7 @@ def bench(setting: BenchSetting, method: str, repeats: int = 20, memory: bool = 
     if repeats < 1:
         raise ValueError(f"repeats={repeats} measures nothing; give at least 1.")
     with tempfile.TemporaryDirectory() as folder:
-        plain, guided = _Step(setting, PLAIN, folder), _Step(setting, method, folder)
+        plain, guided = _Step(setting, BenchMethod(PLAIN), folder), _Step(setting, method, folder)
         for _ in range(WARM_UP):
             plain()
             guided()
@@ -202,17 +232,21 @@ def bench(setting: BenchSetting, method: str, repeats: int = 20, memory: bool = 
             for name, step in order if repeat % 2 == 0 else reversed(order):
                 times[name].append(step.timed())
         device = str(plain.trainer.args.device)
+        engines = [choice.engine for choice in guided.trainer.gradient_engines.values()]
     ratios = [guided / plain for plain, guided in zip(times["plain"], times["guided"], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-    plain_bytes = guided_bytes = None
+    guided_bytes = None
     if memory:
-        plain_bytes, guided_bytes = (_in_own_process(setting, name) for name in (PLAIN, method))
+        plain_bytes = _in_own_process(setting, BenchMethod(PLAIN)) if plain_bytes is None else plain_bytes
+        guided_bytes = _in_own_process(setting, method)
     return BenchResult(
         model=setting.name,
-        method=method,
+        method=str(method),
         device=device,
         image_size=setting.image_size,
         batch_size=setting.batch_size,
+        annotated=setting.annotated,
+        engine=engines[0] if engines else None,
         plain_ms=1000 * statistics.median(times["plain"]),
         guided_ms=1000 * statistics.median(times["guided"]),
         time_ratio=statistics.median(ratios),
@@ -225,7 +259,7 @@ def bench(setting: BenchSetting, method: str, repeats: int = 20, memory: bool = 
     )
 
 
-def _in_own_process(setting: BenchSetting, method: str) -> int:
+def _in_own_process(setting: BenchSetting, method: BenchMethod) -> int:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(peak_memory, (setting, method))
 
@@ -266,18 +300,40 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def cost_table(results: Sequence[BenchResult]) -> str:
+    """The ratios as a Markdown table: a row a method and annotated share, a column a model."""
+    models = list(dict.fromkeys((result.model, result.image_size, result.batch_size) for result in results))
+    header = [f"{model}, {size} px × {batch}" for model, size, batch in models]
+    lines = [f"| method | annotated | {' | '.join(header)} |", "|---|---|" + "---|" * len(models)]
+    rows: dict[tuple[str, float], dict[Any, BenchResult]] = {}
+    for result in results:
+        key = (result.model, result.image_size, result.batch_size)
+        rows.setdefault((result.method, result.annotated), {})[key] = result
+    for (method, annotated), found in rows.items():
+        cells = [_cost(found[model]) if model in found else "" for model in models]
+        lines.append(f"| {method} | {annotated:.0%} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cost(result: BenchResult) -> str:
+    memory = "" if result.memory_ratio is None else f", {result.memory_ratio:.2f} ×"
+    engine = " (difference)" if result.engine == "finite_difference" else ""
+    return f"{result.time_ratio:.2f} ×{memory}{engine}"
+
+
 def bench_table(results: Sequence[BenchResult]) -> str:
-    """The results as a Markdown table."""
+    """The results as a Markdown table, a row each."""
     lines = [
-        "| model | method | px | batch | device | plain step | guided step | time, guided / plain (quartiles) | "
-        "peak memory |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | method | annotated | px | batch | device | plain step | guided step | "
+        "time, guided / plain (quartiles) | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         memory = "" if result.memory_ratio is None else f"{result.memory_ratio:.3f} ×"
+        method = f"{result.method}, {result.engine.replace('_', ' ')}" if result.engine else result.method
         lines.append(
-            f"| {result.model} | {result.method} | {result.image_size} | {result.batch_size} | {result.device} | "
-            f"{result.plain_ms:.0f} ms | {result.guided_ms:.0f} ms | {result.time_ratio:.3f} × "
+            f"| {result.model} | {method} | {result.annotated:.0%} | {result.image_size} | {result.batch_size} | "
+            f"{result.device} | {result.plain_ms:.0f} ms | {result.guided_ms:.0f} ms | {result.time_ratio:.3f} × "
             f"({result.time_ratio_low:.3f}–{result.time_ratio_high:.3f}) | {memory} |"
         )
     return "\n".join(lines)

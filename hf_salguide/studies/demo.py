@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, set_seed
 from ..arguments import SaliencyTrainingArguments
 from ..backbones import as_classifier, data_config, image_processor
 from ..data import decoy_digits, make_transforms
+from ..guidance import PLAIN, guidance_class, list_guidance
 from ..trainer import SaliencyTrainer
 from .panels import draw_comparison, explain, save_panel
 from .predictions import predict
@@ -30,7 +31,9 @@ class Arm:
 
     @property
     def name(self) -> str:
-        return "plain" if self.method == "none" else f"{self.method}, {self.saliency}"
+        if self.method == PLAIN:
+            return "plain"
+        return self.method if self.saliency == "-" else f"{self.method}, {self.saliency}"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -38,7 +41,23 @@ class Arm:
 
 
 PANEL_PICTURES = 4
-ARMS = (Arm("none", "-"), Arm("cyborg", "human"), Arm("cyborg", "inverted"))
+PANEL_ARMS = 6
+BASELINE = Arm(PLAIN, "-")
+ARMS = (BASELINE, Arm("cyborg", "human"), Arm("cyborg", "inverted"))
+
+
+def arms_of(methods: Sequence[str]) -> tuple[Arm, ...]:
+    """
+    Plain training, and each of the methods with the human saliency.
+
+    Args:
+        methods (sequence of `str`): names of guidance methods, or `"all"`: every preset.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    names = [name for name in list_guidance() if name != "map_guidance"] if "all" in methods else list(methods)
+    return (BASELINE, *(Arm(name, "human" if guidance_class(name).needs_annotation else "-") for name in names))
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ def train_run(
     args = SaliencyTrainingArguments(
         str(output_dir),
         **arm.arguments,
-        guidance_weight=0.0 if arm.method == "none" else 1.0,
+        guidance_weight=_relative_weight(arm.method),
         task_weight=1.0,
         num_train_epochs=epochs,
         per_device_train_batch_size=32,
@@ -98,8 +117,10 @@ def train_run(
     transform = make_transforms(config, train=False)
     trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"], train_transform=transform)
     trainer.train()
-    test = predict(model, dataset["test"], progress=False).metrics()
-    ood = predict(model, dataset["ood"], progress=False).metrics()
+    test, ood = (
+        predict(model, dataset[split], progress=False, guidance=trainer.guidance).metrics()
+        for split in ("test", "ood")
+    )
     run = Run(
         arm.method,
         arm.saliency,
@@ -119,6 +140,7 @@ def run_demo(
     model_name: str = "resnet10t",
     model_args: Mapping[str, Any] | None = None,
     image_size: int = 48,
+    arms: Sequence[Arm] = ARMS,
     report: Callable[[str], None] = print,
     **dataset_options: Any,
 ) -> list[Run]:
@@ -133,6 +155,7 @@ def run_demo(
         model_args (mapping, *optional*): its keyword arguments. Defaults to an `output_stride` of 16, which gives
             maps of 3 × 3 cells on 48 pixels.
         image_size (`int`, *optional*, defaults to 48): the canvas of a digit, in pixels.
+        arms (sequence of [`Arm`], *optional*): the ways of training, plain training first.
         report (`Callable`, *optional*, defaults to `print`): takes the lines that are meant for the user.
         **dataset_options: of [`~data.decoy_digits`].
 
@@ -146,11 +169,12 @@ def run_demo(
     report(
         f"Decoy digits: {len(dataset['train'])} pictures of {image_size} px to train on. A grey patch in a corner "
         "gives the class away in train and test, and is random out of distribution.\n"
-        f"{model_name}, random weights, {epochs} epochs, {len(seeds)} seeds, {len(ARMS)} ways of training."
+        f"{model_name}, random weights, {epochs} epochs, {len(seeds)} seeds, {len(arms)} ways of training."
     )
-    runs, examples = [], {}
+    runs: list[Run] = []
+    examples: dict[str, PreTrainedModel] = {}
     for seed in seeds:
-        for arm in ARMS:
+        for arm in arms:
             model, run = train_run(
                 arm, seed, dataset, epochs, model_name, model_args, image_size, output_dir / "trainer"
             )
@@ -159,7 +183,7 @@ def run_demo(
                 f"seed {seed}  {arm.name:<18} in {run.test_accuracy:.3f}  out {run.ood_accuracy:.3f}  "
                 f"map energy on the digit {run.energy_inside:.2f}  {run.seconds:.0f} s"
             )
-            if seed == seeds[0]:
+            if seed == seeds[0] and len(examples) < PANEL_ARMS:
                 examples[arm.name] = model
     (output_dir / "results.json").write_text(json.dumps([dataclasses.asdict(run) for run in runs], indent=2))
     table = demo_table(runs)
@@ -195,18 +219,26 @@ def demo_table(runs: Sequence[Run]) -> str:
         "| training | in distribution | out of distribution | out, difference to plain (95 % CI) | energy on digit |",
         "|---|---|---|---|---|",
     ]
-    by_arm = {arm: [run for run in runs if (run.method, run.saliency) == (arm.method, arm.saliency)] for arm in ARMS}
-    plain = [run.ood_accuracy for run in by_arm[ARMS[0]]]
+    by_arm: dict[Arm, list[Run]] = {}
+    for run in runs:
+        by_arm.setdefault(Arm(run.method, run.saliency), []).append(run)
+    plain = [run.ood_accuracy for run in by_arm[BASELINE]]
     for arm, members in by_arm.items():
         ood = [run.ood_accuracy for run in members]
         mean, low, high = paired_difference(ood, plain)
         interval = f" [{low:+.3f}, {high:+.3f}]" if len(members) > 1 else ""
-        difference = "" if arm == ARMS[0] else f"{mean:+.3f}{interval}"
+        difference = "" if arm == BASELINE else f"{mean:+.3f}{interval}"
         lines.append(
             f"| {arm.name} | {_mean_sd([run.test_accuracy for run in members])} | {_mean_sd(ood)} | {difference} | "
             f"{_mean_sd([run.energy_inside for run in members])} |"
         )
     return "\n".join(lines)
+
+
+def _relative_weight(method: str) -> float:
+    """The method's published weight beside a task weight of 1."""
+    cls = guidance_class(method)
+    return cls.default_weight / cls.default_task_weight
 
 
 def _mean_sd(values: Sequence[float]) -> str:

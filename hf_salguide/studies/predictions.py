@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 from ..backbones import FeatureCapture, class_maps, data_config, resolve_feature_layer
 from ..data import SaliencyCollator, make_transforms, prepare_dataset
 from ..data.prepare import PreparedDataset, row_name
+from ..guidance import Guidance, Pictures, batch_saliency, get_guidance, list_guidance
 from ..metrics import classification_metrics, energy_inside
+from ..steps import Draws
 
 MapClass = Literal["predicted", "true"]
 
@@ -78,6 +80,7 @@ def predict(
     batch_size: int = 32,
     num_workers: int = 0,
     progress: bool = True,
+    guidance: Sequence[Guidance] | None = None,
 ) -> Predictions:
     """
     Runs a classifier over a data set.
@@ -89,6 +92,9 @@ def predict(
         batch_size (`int`, *optional*, defaults to 32): pictures a forward.
         num_workers (`int`, *optional*, defaults to 0): processes that read pictures.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+        guidance (`Sequence[Guidance]`, *optional*): the methods that the model was trained with, of which those that
+            change the pictures in evaluation too (`mask_everything`) are applied. Defaults to what the saved model's
+            configuration says.
 
     Returns:
         [`Predictions`]
@@ -97,6 +103,7 @@ def predict(
         ValueError: if `map_class="true"` and the data set has no labels.
     """
     layer = resolve_feature_layer(model, feature_layer=guided_layer(model))
+    methods = saved_guidance(model) if guidance is None else guidance
     batches: dict[str, list[Tensor]] = {
         "probabilities": [],
         "labels": [],
@@ -111,7 +118,7 @@ def predict(
         for batch in _batches(model, dataset, batch_size, num_workers, progress):
             with torch.no_grad():
                 with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture:
-                    logits = model(pixel_values=batch["pixel_values"]).logits.float()
+                    logits = model(pixel_values=_pictures(methods, batch)).logits.float()
                 labels = batch.get("labels")
                 if map_class == "true" and labels is None:
                     raise ValueError('map_class="true" needs a data set with labels; use map_class="predicted".')
@@ -139,6 +146,27 @@ def predict(
         agreement=joined["agreement"],
         file_names=_file_names(dataset, len(joined["maps"])),
     )
+
+
+def saved_guidance(model: PreTrainedModel) -> list[Guidance]:
+    """The methods that a model was trained with, from its saved configuration; none where it says nothing."""
+    saved = getattr(model.config, "saliency_guide", None) or {}
+    names = saved.get("name") or []
+    names = [names] if isinstance(names, str) else names
+    options = saved.get("options") or {}
+    return [get_guidance(name, **options.get(name, {})) for name in names if name in list_guidance()]
+
+
+def _pictures(methods: Sequence[Guidance], batch: dict[str, Tensor]) -> Tensor:
+    """The batch's pictures as the model is to see them in evaluation."""
+    pixel_values = batch["pixel_values"]
+    for method in methods:
+        if method.transforms_evaluation:
+            saliency, annotated = batch_saliency(pixel_values, batch.get("saliency"), batch.get("has_saliency"))
+            rows = torch.arange(len(pixel_values), device=pixel_values.device)
+            draws = Draws(seed=0, step=-1, rows=rows)
+            pixel_values = method.transform(Pictures(pixel_values, saliency, annotated, draws.uniform(method.name)))
+    return pixel_values
 
 
 def _batches(

@@ -16,7 +16,7 @@ from hf_salguide.data import decoy_digits, make_transforms, prepare_dataset
 from hf_salguide.metrics import energy_inside
 from hf_salguide.studies import bench as bench_module
 from hf_salguide.studies import demo
-from hf_salguide.studies.bench import BenchSetting, bench, bench_table, peak_memory
+from hf_salguide.studies.bench import BenchMethod, BenchSetting, bench, bench_table, peak_memory
 from hf_salguide.studies.demo import ARMS, Run, demo_table, paired_difference, run_demo, train_run
 from hf_salguide.studies.panels import draw_panel, explain, save_panel
 from hf_salguide.studies.predictions import predict
@@ -174,7 +174,7 @@ def test_the_demo_reads_each_figure_from_its_own_split(digits, tmp_path, monkeyp
 
 def test_a_benchmark_without_repeats_is_refused():
     with pytest.raises(ValueError, match="repeats=0 measures nothing"):
-        bench(BenchSetting("test_vit", {}, 64, 2), "cyborg", repeats=0)
+        bench(BenchSetting("test_vit", {}, 64, 2), BenchMethod("cyborg"), repeats=0)
 
 
 def test_paired_difference_is_the_paired_t_interval():
@@ -220,12 +220,12 @@ def test_the_benchmark_measures_both_in_turn(monkeypatch):
         "timed",
         lambda self: (calls.append(self.trainer.args.guidance), original(self))[1],
     )
-    result = bench(setting, "cyborg", repeats=4, memory=False)
+    result = bench(setting, BenchMethod("cyborg"), repeats=4, memory=False)
     assert calls == ["none", "cyborg", "cyborg", "none"] * 2
     assert result.memory_ratio is None
     assert result.time_ratio_low <= result.time_ratio <= result.time_ratio_high
     assert result.plain_ms > 0
-    assert "| test_vit(global_pool=avg) | cyborg | 64 | 2 |" in bench_table([result])
+    assert "| test_vit(global_pool=avg) | cyborg | 100% | 64 | 2 |" in bench_table([result])
 
 
 def test_peak_memory_counts_what_is_alive_at_once():
@@ -241,7 +241,7 @@ def test_peak_memory_counts_what_is_alive_at_once():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's figure is checked")
 def test_peak_memory_of_a_step_holds_weights_gradients_and_activations():
     setting = BenchSetting("test_resnet", {}, 64, 4)
-    plain, guided = (peak_memory(setting, method) for method in ("none", "cyborg"))
+    plain, guided = (peak_memory(setting, method) for method in (BenchMethod("none"), BenchMethod("cyborg")))
     weights = sum(value.numel() * 4 for value in as_classifier("test_resnet", num_labels=2).parameters())
     assert plain > 4 * weights  # weights, gradients, two moments of AdamW
     assert plain <= guided < 1.2 * plain
