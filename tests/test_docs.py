@@ -12,19 +12,19 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def section(name):
-    found = re.search(rf"<!-- {name}: .*? -->\n(.*?)\n?<!-- /{name} -->", README, re.DOTALL)
-    assert found, name
-    return found.group(1).strip()
-
-
-@pytest.mark.parametrize("name", ["methods", "demo", "bench"])
-def test_the_tables_are_those_that_the_recorded_results_give(name):
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("README.md", name) for name in ("methods", "demo", "demo_all", "cost")] + [("docs/cost.md", "steps")],
+)
+def test_the_tables_are_those_that_the_recorded_results_give(page, name):
     sys.path.insert(0, str(ROOT / "tools"))
     from readme import tables
 
-    assert section(name) == tables()[name]
-    assert len(section(name).splitlines()) >= 3
+    text = (ROOT / page).read_text()
+    found = re.search(rf"<!-- {name}: .*? -->\n(.*?)\n?<!-- /{name} -->", text, re.DOTALL)
+    assert found, name
+    assert found.group(1).strip() == tables()[name]
+    assert len(found.group(1).splitlines()) >= 3
 
 
 def test_the_script_of_the_readme_runs(tmp_path, digits_folder):

@@ -371,7 +371,7 @@ class _Search:
         with ExitStack() as stack, torch.enable_grad():
             handle = module.register_forward_hook(lambda *_: stack.enter_context(record) and None)
             stack.callback(handle.remove)
-            logits = logits_of(self.model(self.images))
+            logits = logits_of(self.model(self.images.clone().requires_grad_()))  # the model may be frozen
         tokens = layer.num_prefix_tokens + layer.grid[0] * layer.grid[1]
         if len(record.outputs) != 1 or record.outputs[0].shape[-2] != tokens:
             return layer

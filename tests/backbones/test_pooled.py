@@ -16,7 +16,7 @@ from hf_salguide.backbones import (
     trainable_before,
 )
 from hf_salguide.backbones.forward import logits_of
-from hf_salguide.backbones.pooled import POOLED
+from hf_salguide.names import POOLED
 
 HEADS = {
     **{
