@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from .steps import (
     Plan,
     guidance_terms,
     make_plan,
+    reusable_graph,
     step_saliency,
 )
 
@@ -317,7 +319,9 @@ class SaliencyTrainer(Trainer):
             task, outputs = task_loss(model)
             loss = task if self.task_weight == 1.0 else self.task_weight * task
         else:
-            loss, outputs = self._guided_loss(model, inputs, task_loss)
+            compiled = self.args.torch_compile and self._plan.input_gradient
+            with reusable_graph() if compiled else nullcontext():
+                loss, outputs = self._guided_loss(model, inputs, task_loss)
         # Whatever else a model returns would be gathered over all processes in evaluation.
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Engine, Guidance, GuidanceBatch, Place, check_choice, outside
 from .registry import register_guidance
 
-# Of a picture's share outside: below it there is nothing but the rounding of the cells' means of a full mask.
+# Of the picture that lies outside: what is less is the rounding of the cells' means of a full mask.
 NOTHING_OUTSIDE = 1e-6
 
 
@@ -122,12 +122,12 @@ def place_outside(saliency: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         `tuple` of `O = 1 - S` in [0, 1], `(B, 1, h, w)`, and of `n / n_out`, `(B,)`: the number of cells over the sum
-        of `O`, 0 where nothing is outside.
+        of `O`. Both are 0 where nothing is outside.
     """
-    off = outside(saliency, (gradient.shape[2], gradient.shape[3])).clamp(0, 1)
-    share = off.mean(dim=(1, 2))
-    scale = torch.where(share > NOTHING_OUTSIDE, 1 / share.clamp(min=NOTHING_OUTSIDE), 0.0)
-    return off.unsqueeze(1), scale
+    off = outside(saliency, (gradient.shape[2], gradient.shape[3])).unsqueeze(1)
+    share = off.mean(dim=(1, 2, 3))
+    some = share > NOTHING_OUTSIDE
+    return torch.where(some[:, None, None, None], off, 0.0), torch.where(some, 1 / torch.where(some, share, 1.0), 0.0)
 
 
 def check_gradient(at: Place, gradient_engine: Engine) -> tuple[Place, Engine]:

@@ -2,10 +2,20 @@
 
 from .draws import Draws
 from .forward import GuidedForward
-from .gradients import Choice
+from .gradients import Choice, reusable_graph
 from .plan import Plan, make_plan
 from .saliency import step_saliency
 from .state import GuidanceState
 from .terms import guidance_terms
 
-__all__ = ["Choice", "Draws", "GuidanceState", "GuidedForward", "Plan", "guidance_terms", "make_plan", "step_saliency"]
+__all__ = [
+    "Choice",
+    "Draws",
+    "GuidanceState",
+    "GuidedForward",
+    "Plan",
+    "guidance_terms",
+    "make_plan",
+    "reusable_graph",
+    "step_saliency",
+]

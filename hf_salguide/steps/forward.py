@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones import FeatureCapture, FeatureTap, class_maps, logits_of, split_batch_norm
 from ..guidance import Guidance, GuidanceBatch, Pictures, View
@@ -122,7 +123,7 @@ class GuidedForward:
                 self._capture = stack.enter_context(capture)
             if plan.pooled is not None or plan.layers:
                 self._tap = stack.enter_context(FeatureTap(self.unwrapped, plan.layers, plan.pooled))
-            outputs = self._run(pixel_values, **labels)
+            outputs = self._run(self.model, pixel_values, **labels)
         if self._replay is not None:
             self._replay.stop()
         self._logits = logits_of(outputs).float()
@@ -136,18 +137,19 @@ class GuidedForward:
     def _parts(self) -> list[Tensor]:
         return [view for views in self._views.values() for view in views]
 
-    def _run(self, pixel_values: Tensor, **labels: Tensor) -> Any:
+    def _run(self, model: nn.Module, pixel_values: Tensor, **labels: Tensor) -> Any:
         """The model on the pictures, and on the views behind them."""
         parts = self._parts
         if not parts:
-            return self.model(pixel_values=pixel_values, **labels, **self._others)
+            return model(pixel_values=pixel_values, **labels, **self._others)
         repeated = torch.cat([torch.arange(self.count, device=self._rows.device), *[self._rows] * len(parts)])
-        others = {
-            name: value[repeated] if isinstance(value, Tensor) and len(value) == self.count else value
-            for name, value in self._others.items()
-        }
+        others = {name: self._rows_of(value, repeated) for name, value in self._others.items()}
         with split_batch_norm([self.count, *(len(part) for part in parts)], self.plan.batch_norm):
-            return self.model(pixel_values=torch.cat([pixel_values, *parts]), **labels, **others)
+            return model(pixel_values=torch.cat([pixel_values, *parts]), **labels, **others)
+
+    def _rows_of(self, value: Any, rows: Tensor) -> Any:
+        """The rows of what else the model takes, where it has a row a picture."""
+        return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == self.count else value
 
     def _unlabelled_views(self, labels: Tensor) -> Tensor:
         added = sum(len(part) for part in self._parts)
@@ -242,11 +244,15 @@ class GuidedForward:
         """The logits of other pictures in the rows that count, with what the first forward drew."""
         if self._replay is None:
             raise RuntimeError("the forward was not run in training; there is nothing to replay.")
-        with self._replay:
+        # Other attention would round differently, and a second forward of DDP would broadcast the buffers again.
+        attention = sdpa_kernel(SDPBackend.MATH) if self.plan.double_backward else nullcontext()
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        with self._replay, attention:
             if self._replay.drew:  # dropout draws one mask for the whole batch
                 whole = self.pictures.pixel_values.index_copy(0, self._rows, pictures)
-                return logits_of(self._run(whole))[self._rows].float()
-            return logits_of(self.model(pixel_values=pictures)).float()
+                return logits_of(self._run(model, whole))[self._rows].float()
+            others = {name: self._rows_of(value, self._rows) for name, value in self._others.items()}
+            return logits_of(model(pixel_values=pictures, **others)).float()
 
 
 def _no_maps(weights: Tensor) -> Tensor:

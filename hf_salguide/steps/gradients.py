@@ -501,10 +501,10 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     with preserve_rng(), torch.enable_grad(), _lent_buffers(model.modules()):
         try:
             model.train()
-            torch.manual_seed(0)
             for module, weight in zeros:
-                random = torch.randn_like(weight) / weight[0].numel() ** 0.5
-                module._parameters["weight"] = nn.Parameter(random, requires_grad=weight.requires_grad)
+                drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+                lively = nn.Parameter(drawn / weight[0].numel() ** 0.5, requires_grad=weight.requires_grad)
+                module._parameters["weight"] = lively
             yield
         finally:
             for module, weight in zeros:

@@ -165,7 +165,8 @@ def test_no_gradient_where_nothing_is_outside_and_where_the_model_is_flat(norm):
         assert gradient is None or not gradient.any()
 
 
-def test_a_full_mask_counts_nothing_on_a_grid_that_rounds():
+@pytest.mark.parametrize("reduction", ["normalised", "reference"])
+def test_a_full_mask_counts_nothing_on_a_grid_that_rounds(reduction):
     """The cells' means of ones are not all one; what rounding leaves outside is nothing."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 3, 7, 7, generator=generator).requires_grad_()
@@ -173,7 +174,8 @@ def test_a_full_mask_counts_nothing_on_a_grid_that_rounds():
     everyone = torch.ones(2, dtype=torch.bool)
     full = torch.ones(2, 224, 224)
     full[1] -= 1e-7
-    terms = GradMask(at="features").terms(batch_at_features(features, head, torch.tensor([0, 1]), full, everyone))
+    batch = batch_at_features(features, head, torch.tensor([0, 1]), full, everyone)
+    terms = GradMask(at="features", reduction=reduction).terms(batch)
     assert terms.tolist() == [0.0, 0.0]
 
 

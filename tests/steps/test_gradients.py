@@ -410,7 +410,8 @@ def resnet_in_training():
 
 def efficientnet():
     torch.manual_seed(0)
-    return as_classifier("test_efficientnet", label_names=["ant", "bee"], image_size=SIZE)
+    model = as_classifier("test_efficientnet", label_names=["ant", "bee"], image_size=SIZE)
+    return model.eval()  # the trial is in training mode whatever the model is in
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -429,6 +430,22 @@ def test_kinks_and_batch_statistics_get_the_double_backward(model):
     assert choice.engine == "double_backward"
     assert choice.agreement < 0.9
     assert "do not agree" in choice.reason
+
+
+def test_both_penalties_have_to_agree(monkeypatch):
+    for cosines in ([1.0, 0.9], [1.0, float("nan")], [float("nan"), 1.0]):
+        remaining = iter(cosines)
+        monkeypatch.setattr(gradients, "_cosine", lambda found, expected, r=remaining: next(r))
+        assert choose_engine(build("convnext"), SIZE).engine == "double_backward"
+
+
+def test_a_gradient_of_zero_agrees_with_nothing():
+    model = build("convnext")
+    zero = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    ones = [torch.ones_like(parameter) for parameter in model.parameters()]
+    assert gradients._cosine(zero, ones) != gradients._cosine(zero, ones)
+    assert gradients._cosine(ones, [None, *ones[1:]]) < 1
+    assert gradients._cosine(ones, [-2 * one for one in ones]) == pytest.approx(-1)
 
 
 def test_an_explicit_double_backward_is_tried_and_not_compared():
