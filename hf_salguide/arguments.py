@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from transformers import TrainingArguments
 
 from .guidance import PLAIN, Guidance, get_guidance, guidance_class, schedule_factor
+from .guidance.base import check_flag
 
 
 @dataclass
@@ -104,8 +105,9 @@ class SaliencyTrainingArguments(TrainingArguments):
         self.image_size = _image_size(self.image_size)
         schedule_factor(self.guidance_schedule, 0.0)
         self.guidance_weight = _weights(self.guidance_weight, self.guidance_names)
-        if self.task_weight is not None and not 0 <= self.task_weight < float("inf"):
-            raise ValueError(f"task_weight={self.task_weight} has to be a number of at least 0.")
+        self.resolved_task_weight()
+        for name in ("random_saliency", "invert_saliency", "rescale_annotated"):
+            check_flag(name, getattr(self, name))
         if self.empty_mask not in ("skip", "penalise_all"):
             raise ValueError(f'empty_mask="{self.empty_mask}" is not known; choose "skip" or "penalise_all".')
         for method in self.build_guidance():
@@ -114,6 +116,7 @@ class SaliencyTrainingArguments(TrainingArguments):
                     f'empty_mask="penalise_all" has no meaning for guidance="{method.name}", which matches a map to '
                     'the saliency and has nothing to match in an empty mask; use empty_mask="skip".'
                 )
+        self.weighted_guidance()
 
     @property
     def guidance_names(self) -> list[str]:
@@ -147,6 +150,8 @@ class SaliencyTrainingArguments(TrainingArguments):
                         f"{options[name]!r}, and the methods are {', '.join(names)}."
                     )
             return [get_guidance(name, **options.get(name, {})) for name in names]
+        if set(options) == {names[0]} and isinstance(options[names[0]], dict):
+            options = options[names[0]]  # one dict a method, as for several
         return [get_guidance(names[0], **options)]
 
     def guidance_weights(self) -> list[float]:
@@ -154,12 +159,34 @@ class SaliencyTrainingArguments(TrainingArguments):
         if self.guidance_names == [PLAIN]:
             return [0.0]
         defaults = [guidance_class(name).default_weight for name in self.guidance_names]
-        return defaults if self.guidance_weight is None else list(_as_list(self.guidance_weight))
+        weights = _weights(self.guidance_weight, self.guidance_names)  # they may have been set since
+        return defaults if weights is None else _as_list(weights)
+
+    def weighted_guidance(self) -> list[tuple[Guidance, float]]:
+        """
+        The methods that have a weight other than 0, built with their options, each with its weight.
+
+        Raises:
+            ValueError: for a schedule where none of them has a term.
+        """
+        built = zip(self.build_guidance(), self.guidance_weights(), strict=True)
+        weighted = [(method, weight) for method, weight in built if weight != 0]
+        scheduled = self.guidance_schedule != "constant"
+        if scheduled and weighted and all(method.transforms_inputs for method, _ in weighted):
+            names = ", ".join(method.name for method, _ in weighted)
+            raise ValueError(
+                f'guidance_schedule="{self.guidance_schedule}" moves the weight of a term, and guidance={names} '
+                "changes the pictures and has none; leave guidance_schedule out."
+            )
+        return weighted
 
     def resolved_task_weight(self) -> float:
         """The weight of the classification loss: what the user set, else the published one."""
-        if self.task_weight is not None:
-            return float(self.task_weight)
+        weight = self.task_weight
+        if weight is not None:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"task_weight={weight!r} has to be a number of at least 0.")
+            return float(weight)
         defaults = {guidance_class(name).default_task_weight for name in self.guidance_names}
         return defaults.pop() if len(defaults) == 1 else 1.0
 
@@ -208,7 +235,8 @@ def _weights(value: Any, names: list[str]) -> float | list[float] | None:
         weights = [float(weight) for weight in _as_list(value)]
     except (TypeError, ValueError):
         weights = []
-    if not weights or not all(0 <= weight < float("inf") for weight in weights):
+    flags = any(isinstance(weight, bool) for weight in _as_list(value))
+    if flags or not weights or not all(0 <= weight < float("inf") for weight in weights):
         raise ValueError(f"guidance_weight={value!r} has to be a number of at least 0, or a list of them.")
     if len(weights) != len(names):
         raise ValueError(

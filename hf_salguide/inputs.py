@@ -1,17 +1,21 @@
 """What goes into a trainer, checked: models, data sets and batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import getclosurevars
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .data import check_rows, check_table, prepare_dataset
+from .data import annotated_share, check_rows, check_table, prepare_dataset
+from .guidance import Guidance
+from .hub import check_json
 
 ROWS_CHECKED = 256
+GUIDANCE_KEYS = ("saliency", "has_saliency", "sample_weight", "agreement")  # of a batch; the model takes the others
 MIXING = ("MixUp", "CutMix", "Mixup", "FastCollateMixup")  # torchvision's and timm's
 
 
@@ -22,12 +26,62 @@ def check_model(model: Any) -> None:
     Raises:
         ValueError: naming the remedy.
     """
+    if model is None:
+        raise ValueError("model=None: give a model, such as as_classifier('resnet18', label_names=[...]).")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(base, PreTrainedModel):
         raise ValueError(
             f"model is a {type(base).__name__}, which takes no labels and has no configuration to save; wrap it: "
             "as_classifier(model, label_names=[...])."
         )
+
+
+def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance], fsdp: Any) -> None:
+    """
+    Refuses what methods cannot be right with: a model whose pictures have no true class or several, options that it
+    cannot meet or that cannot be saved, and FSDP.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the classifier.
+        methods (`Sequence[Guidance]`): the methods.
+        fsdp: how the model is sharded; false where it is not.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    names, config = [method.name for method in methods], model.config
+    if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
+        raise ValueError(
+            f"guidance={', '.join(names)} needs one true class a picture, and the model has num_labels="
+            f'{config.num_labels} and problem_type={config.problem_type!r}; use guidance="none", or a classifier '
+            "with at least two exclusive classes."
+        )
+    if fsdp:
+        raise ValueError(
+            f"fsdp={fsdp!r}: guidance under FSDP is untested; train with DistributedDataParallel "
+            '(`accelerate launch --multi_gpu`), or with guidance="none".'
+        )
+    check_json(methods)
+    for method in methods:
+        method.check_classes(config.num_labels)
+
+
+def model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch the model takes."""
+    return {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
+
+
+def annotated_scale(dataset: Any) -> float:
+    """
+    What terms that read saliency are multiplied by, where few pictures have it: one over the annotated share.
+
+    Raises:
+        ValueError: if no picture is annotated.
+    """
+    share = annotated_share(dataset)
+    if share == 0.0:
+        raise ValueError("rescale_annotated=True: no picture of train_dataset has a saliency map.")
+    return 1.0 / share
 
 
 def prepared(dataset: Any, transform: Any) -> Any:
@@ -101,6 +155,21 @@ def class_labels(inputs: Mapping[str, Any]) -> Tensor:
             'rows a label, or train with guidance="none" and no weights.'
         )
     return labels.long()
+
+
+def weighted_task_loss(
+    model: Any, inputs: dict[str, Any], weight: Tensor, label_smoothing: float
+) -> tuple[Tensor, Any]:
+    """
+    The cross-entropy with a weight for each row, and the model's outputs.
+
+    Raises:
+        ValueError: see [`class_labels`].
+    """
+    labels = class_labels(inputs)
+    outputs = model(**inputs)
+    losses = F.cross_entropy(outputs["logits"].float(), labels, reduction="none", label_smoothing=label_smoothing)
+    return (losses * weight).mean(), outputs
 
 
 def refuse_mixing(**callables: Any) -> None:

@@ -5,43 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
+from weakref import ref
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TimmWrapperImageProcessor, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TimmWrapperImageProcessor, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from .arguments import SaliencyTrainingArguments
 from .backbones import DataConfig, FeatureLayer, data_config, image_processor, set_image_size
-from .data import SaliencyCollator, annotated_share, check_table, make_transforms
+from .data import SaliencyCollator, check_table, make_transforms
 from .guidance import ADAPTIVE, Guidance, Pictures, schedule_factor
-from .hub import write_guidance
-from .inputs import check_evaluated, check_first_rows, check_model, class_labels, prepared, refuse_mixing
+from .hub import guidance_block, write_guidance
+from .inputs import (
+    annotated_scale,
+    check_evaluated,
+    check_first_rows,
+    check_guidable,
+    check_model,
+    class_labels,
+    model_inputs,
+    prepared,
+    refuse_mixing,
+    weighted_task_loss,
+)
 from .means import RunningMeans
-from .names import POOLED
 from .steps import (
     Choice,
     Draws,
+    EndOfStep,
     GuidanceState,
     GuidedForward,
     Plan,
     guidance_terms,
     make_plan,
+    refuse_counted_views,
+    refuse_frozen,
     reusable_graph,
+    run_options,
     step_saliency,
 )
 
 logger = logging.get_logger(__name__)
-
-GUIDANCE_KEYS = (
-    "saliency",
-    "has_saliency",
-    "sample_weight",
-    "agreement",
-)  # of a batch; the model takes all the others
 
 
 class SaliencyTrainer(Trainer):
@@ -110,9 +117,7 @@ class SaliencyTrainer(Trainer):
         if not isinstance(args, SaliencyTrainingArguments):
             raise ValueError(f"args is a {type(args).__name__}; SaliencyTrainer takes SaliencyTrainingArguments.")
         args.refuse_unsupported()
-        if model is None and model_init is None:
-            raise ValueError("model=None: give a model, such as as_classifier('resnet18', label_names=[...]).")
-        if model is not None:
+        if model_init is None or model is not None:
             check_model(model)
         super().__init__(
             model=model,
@@ -133,39 +138,23 @@ class SaliencyTrainer(Trainer):
         if compute_loss_func is not None:
             self.loss_is_scaled_for_ga = True  # it gets num_items_in_batch and is expected to divide by it
 
-        weighted = [
-            (method, weight)
-            for method, weight in zip(args.build_guidance(), args.guidance_weights(), strict=True)
-            if weight != 0
-        ]
-        self.guidance: list[Guidance] = [method for method, _ in weighted]
-        self.guidance_weights = [weight for _, weight in weighted]
-        self.task_weight = args.resolved_task_weight()
+        self.guidance: list[Guidance] = []
+        self._state = GuidanceState([], adaptive=False)
+        self._read_guidance()
         if train_dataset is not None:
             check_table(train_dataset, self.label_names_of_model, needs_annotation=self._needs_annotation)
         check_evaluated(eval_dataset, self.label_names_of_model)
         self._unchecked = (train_dataset, eval_dataset)
-        self._guidance_scale = 1.0
-        if args.rescale_annotated and self.is_guided and train_dataset is not None:
-            share = annotated_share(train_dataset)
-            if share == 0.0:
-                raise ValueError("rescale_annotated=True: no picture of train_dataset has a saliency map.")
-            self._guidance_scale = 1.0 / share
 
         if args.pixels is not None:
             set_image_size(self.model, args.pixels)
         config = data_config(self.model, image_size=args.pixels, processor=processing_class)
-        self._plan = Plan(methods=())
-        self._plan_key: tuple[Any, ...] = ()
-        self._state = GuidanceState(self.guidance, adaptive=args.guidance_schedule == ADAPTIVE)
-        if self.is_guided:
-            self._refuse_unguidable()
-            refuse_mixing(train_transform=train_transform, data_collator=data_collator)
-            self._make_plan(config.size)
-            self._set_up_state()
-            self.add_callback(_EndOfStep(self))
         self.train_transform = make_transforms(config, train=True) if train_transform is None else train_transform
         self.eval_transform = make_transforms(config, train=False) if eval_transform is None else eval_transform
+        self._size = config.size
+        self._set_up_guidance()
+        if train_dataset is not None:
+            refuse_frozen(self.model, self._plan, self._size)
         self._data_config = config if eval_transform is None else None
         if eval_transform is None:
             processor = image_processor(self.model, config)
@@ -206,19 +195,35 @@ class SaliencyTrainer(Trainer):
             image_processor(model, config)
         return model
 
-    def _refuse_unguidable(self) -> None:
-        config = self.model.config
-        if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
-            raise ValueError(
-                f"guidance={self.args.guidance!r} needs one true class a picture, and the model has num_labels="
-                f'{config.num_labels} and problem_type={config.problem_type!r}; use guidance="none", or a classifier '
-                "with at least two exclusive classes."
-            )
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                f"fsdp={self.args.fsdp!r}: guidance under FSDP is untested; train with DistributedDataParallel "
-                '(`accelerate launch --multi_gpu`), or with guidance="none".'
-            )
+    def _read_guidance(self) -> bool:
+        """Methods and weights from the arguments, which a hyperparameter search changes; whether methods differ."""
+        weighted = self.args.weighted_guidance()
+        self.guidance_weights = [weight for _, weight in weighted]
+        self.task_weight = self.args.resolved_task_weight()
+        self._state.adaptive = self.args.guidance_schedule == ADAPTIVE
+        if [repr(method) for method, _ in weighted] == [repr(method) for method in self.guidance]:
+            return False
+        self.guidance = [method for method, _ in weighted]
+        return True
+
+    def _set_up_guidance(self) -> None:
+        """Finds what the methods need of the model at hand, and makes their state anew."""
+        self._planned = ref(self.model)
+        self._plan, self._plan_size = Plan(methods=()), self._size
+        self._how_run = run_options(self.accelerator, self.args, self.model)
+        self._state = GuidanceState(self.guidance, adaptive=self.args.guidance_schedule == ADAPTIVE)
+        told = self.train_dataset is not None and any(method.needs_annotation for method in self.guidance)
+        self._annotated_scale = annotated_scale(self.train_dataset) if self.args.rescale_annotated and told else 1.0
+        self.remove_callback(EndOfStep)
+        if not self.is_guided:
+            return
+        check_guidable(self.model, self.guidance, fsdp=self.is_fsdp_enabled and (self.args.fsdp or True))
+        refuse_mixing(train_transform=self.train_transform, data_collator=self.data_collator)
+        self._make_plan(self._size)
+        if self.compute_loss_func is None and self.label_smoother is None:
+            refuse_counted_views(self.model, self._plan, self._size)
+        self._state.set_up(self._plan.pooled, self.args.device, self.args.seed)
+        self.add_callback(EndOfStep(self._state, self._average))
 
     @property
     def feature_layer(self) -> FeatureLayer | None:
@@ -232,30 +237,21 @@ class SaliencyTrainer(Trainer):
 
     def _make_plan(self, size: tuple[int, int]) -> None:
         """Finds what the methods need of the model at hand for pictures of `(H, W)`."""
-        args, former = self.args, self._plan.engines
+        former = self._plan.engines
         self._plan = make_plan(
             self.model,
             self.guidance,
             size,
-            args.feature_layer,
+            self.args.feature_layer,
             engines=former,
-            compiled=args.torch_compile,
-            mixed_precision=args.bf16 or args.fp16,
-            checkpointed=args.gradient_checkpointing,
+            **self._how_run,
         )
-        self._plan_key = (id(self.model), size)
+        self._plan_size = size
         if self.feature_layer is not None:
             logger.info(f"Guidance reads the feature layer {self.feature_layer}")
         for name, choice in self._plan.engines.items():
             if name not in former and self.is_world_process_zero():
                 logger.warning(f'guidance="{name}" takes gradient_engine="{choice.engine}": {choice.reason}')
-
-    def _set_up_state(self) -> None:
-        if not self._state.stateful:
-            return
-        sizes = {POOLED: torch.Size([self._plan.pooled.size])} if self._plan.pooled is not None else {}
-        for method in self._state.stateful.values():
-            method.setup(sizes, self.args.device, self.args.seed)
 
     def _average(self, tensors: list[Tensor]) -> None:
         """Replaces tensors by their means over the processes."""
@@ -273,8 +269,20 @@ class SaliencyTrainer(Trainer):
         if self.is_world_process_zero():
             for warning in warnings:
                 logger.warning(warning)
-        self._train_means = RunningMeans()
         return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, which comes here when the model and the arguments of a run are known."""
+        found = run_options(self.accelerator, self.args, self.model)
+        if self._read_guidance() or self._planned() is not self.model:
+            self._set_up_guidance()
+        elif self.is_guided and self._how_run != found:
+            self._plan, self._how_run = Plan(methods=()), found
+            self._make_plan(self._size)
+        refuse_frozen(self.model, self._plan, self._size)
+        self._state.forget()
+        self._batch_key, self._train_means = (-1, -1), RunningMeans()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in `Trainer`; pictures are brought to the model's size."""
@@ -310,41 +318,34 @@ class SaliencyTrainer(Trainer):
         Returns:
             The scalar loss, or a tuple of it and a dict of `loss` and `logits`.
         """
-        model_inputs = {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
 
         def task_loss(called: Any) -> tuple[Tensor, Any]:
-            return self._task_loss(called, dict(model_inputs), inputs.get("sample_weight"), num_items_in_batch)
+            return self._task_loss(called, model_inputs(inputs), inputs.get("sample_weight"), num_items_in_batch)
 
         if not self.is_guided:
             task, outputs = task_loss(model)
             loss = task if self.task_weight == 1.0 else self.task_weight * task
         else:
-            compiled = self.args.torch_compile and self._plan.input_gradient
+            compiled = self._how_run["compiled"] and self._plan.input_gradient
             with reusable_graph() if compiled else nullcontext():
                 loss, outputs = self._guided_loss(model, inputs, task_loss)
         # Whatever else a model returns would be gathered over all processes in evaluation.
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
     def _task_loss(
-        self, model: Any, model_inputs: dict[str, Any], weight: Tensor | None, num_items_in_batch: Any
+        self, model: Any, given: dict[str, Any], weight: Tensor | None, num_items_in_batch: Any
     ) -> tuple[Tensor, Any]:
         smoothed = self.label_smoother is not None and self.compute_loss_func is None
         if weight is None and smoothed and isinstance(model, GuidedForward):
             # As in Trainer, which looks into the model that it calls.
-            labels = model_inputs.pop("labels")
-            outputs = model(**model_inputs)
+            labels = given.pop("labels")
+            outputs = model(**given)
             return self.label_smoother(outputs, labels), outputs
         if weight is None:
-            return super().compute_loss(model, model_inputs, True, num_items_in_batch)
+            return super().compute_loss(model, given, True, num_items_in_batch)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func cannot weight rows; drop it, or the data set's weight column.")
-        class_labels(model_inputs)
-        outputs = model(**model_inputs)
-        smoothing = self.args.label_smoothing_factor
-        losses = F.cross_entropy(
-            outputs["logits"].float(), model_inputs["labels"], reduction="none", label_smoothing=smoothing
-        )
-        return (losses * weight).mean(), outputs
+        return weighted_task_loss(model, given, weight, self.args.label_smoothing_factor)
 
     def _guided_loss(
         self, model: nn.Module, inputs: dict[str, Any], task_loss: Callable[[Any], tuple[Tensor, Any]]
@@ -352,21 +353,26 @@ class SaliencyTrainer(Trainer):
         labels, training = class_labels(inputs), model.training
         forward = self._forward(model, inputs, training)
         task, outputs = task_loss(forward)
-        accumulated = self.current_gradient_accumulation_steps if self._divides_by_items(model) else 1
+        # A compute_loss_func has divided the task's loss by the items of all micro-batches.
+        divided = bool(self.loss_is_scaled_for_ga) and training
+        accumulated = self.current_gradient_accumulation_steps if divided else 1
         components = {"task_loss": (task.detach() * accumulated).expand(len(labels))}
-        global_batch_size = self._global_batch_size(len(labels), training)
-        guidance, terms = guidance_terms(
-            forward, self.guidance, self.guidance_weights, labels, inputs.get("sample_weight"), global_batch_size
-        )
-        self._record(components | {f"{name}_loss": values for name, values in terms.items()}, training)
+        rows, count, scale = inputs.get("sample_weight"), self._step_size(len(labels), training), self._annotated_scale
+        guidance, terms = guidance_terms(forward, self.guidance, self.guidance_weights, labels, rows, count, scale)
+        components |= {f"{name}_loss": values for name, values in terms.items()}
         task_factor = guidance_factor = 1.0
         # Evaluation takes the full weight throughout, so that its losses can be compared from epoch to epoch.
-        if training:
+        if not training:
+            self._eval_terms = components
+        else:
+            self._train_means.add({name: values.mean() for name, values in components.items()})
             task_factor, guidance_factor = self._state.factors
-            guidance_factor *= self._schedule_factor()
-            self._state.observe(self.task_weight * accumulated * task, self._guidance_scale * guidance)
-        factor = self._guidance_scale * guidance_factor
-        return task_factor * self.task_weight * task + factor / accumulated * guidance, outputs
+            progress = self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 1.0
+            guidance_factor *= schedule_factor(self.args.guidance_schedule, min(1.0, progress))
+            self._state.observe(self.task_weight * accumulated * task, guidance)
+            if self._state.adaptive:
+                self._train_means.add({"task_share": task.new_tensor(self._state.alpha)})
+        return task_factor * self.task_weight * task + guidance_factor / accumulated * guidance, outputs
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any], training: bool) -> GuidedForward:
         """A model to call in place of `model`, which gathers what the methods need."""
@@ -378,16 +384,12 @@ class SaliencyTrainer(Trainer):
             inputs, draws, args.empty_mask, random=args.random_saliency, invert=args.invert_saliency
         )
         size = (saliency.shape[1], saliency.shape[2])
-        if self._plan_key != (id(self.model), size):
+        if self._plan_size != size:
             self._make_plan(size)
         pictures = Pictures(inputs["pixel_values"], saliency, counts, draws.uniform(""))
         return GuidedForward(model, self._plan, pictures, draws, self.model, training)
 
-    def _divides_by_items(self, model: nn.Module) -> bool:
-        """Whether the task's loss comes divided by the items of all micro-batches: from a `compute_loss_func`."""
-        return bool(self.loss_is_scaled_for_ga) and model.training
-
-    def _global_batch_size(self, count: int, training: bool) -> int:
+    def _step_size(self, count: int, training: bool) -> int:
         """The pictures of one optimizer step."""
         if not training:
             return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
@@ -403,27 +405,15 @@ class SaliencyTrainer(Trainer):
         first = (micro * self.args.world_size + self.args.process_index) * size
         return Draws(self.args.seed, step, torch.arange(first, first + count, device=device))
 
-    def _schedule_factor(self) -> float:
-        progress = self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 1.0
-        return schedule_factor(self.args.guidance_schedule, min(1.0, progress))
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            write_guidance(output_dir or self.args.output_dir, self._guidance_block())
+            write_guidance(output_dir or self.args.output_dir, self.guidance_block())
 
-    def _guidance_block(self) -> dict[str, Any] | None:
-        """What the saved configuration says about guidance."""
-        if not self.is_guided:
-            return None
-        names, weights = [method.name for method in self.guidance], self.guidance_weights
-        return {
-            "name": names if len(names) > 1 else names[0],
-            "weight": weights if len(weights) > 1 else weights[0],
-            "feature_layer": None if self.feature_layer is None else self.feature_layer.name,
-            "options": {method.name: method.options for method in self.guidance},
-            "version": 1,
-        }
+    def guidance_block(self) -> dict[str, Any] | None:
+        """What the saved configuration says about guidance; `None` for plain training."""
+        layer = None if self.feature_layer is None else self.feature_layer.name
+        return guidance_block(self.guidance, self.guidance_weights, self.task_weight, layer, vars(self.args))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -436,12 +426,6 @@ class SaliencyTrainer(Trainer):
             self._state.load(checkpoint)
 
     # ---- Logging and evaluation ----
-
-    def _record(self, components: dict[str, Tensor], training: bool) -> None:
-        if training:
-            self._train_means.add({name: values.mean() for name, values in components.items()})
-        else:
-            self._eval_terms = components
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`, with the mean of each component of the loss since the last log."""
@@ -461,8 +445,7 @@ class SaliencyTrainer(Trainer):
             pixel_values = inputs["pixel_values"]
             if any(method.transforms_evaluation for method in self.guidance):
                 pixel_values = self._forward(model, self._prepare_inputs(inputs), False).pictures.pixel_values
-            kept = {key: value for key, value in inputs.items() if key not in GUIDANCE_KEYS}
-            inputs = {**kept, "pixel_values": pixel_values}
+            inputs = {**model_inputs(inputs), "pixel_values": pixel_values}
         output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         terms, self._eval_terms = self._eval_terms, {}
         if terms:
@@ -488,13 +471,3 @@ class SaliencyTrainer(Trainer):
         for name, value in self._eval_means.pop(None).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
-
-
-class _EndOfStep(TrainerCallback):
-    """Tells the guidance state that an optimizer step's gradients are complete."""
-
-    def __init__(self, trainer: SaliencyTrainer) -> None:
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._state.step(self._trainer._average)

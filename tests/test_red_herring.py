@@ -145,11 +145,33 @@ def test_each_method_runs(red_herring, config, data, method):
 
 
 def test_same_seed_same_weights(red_herring, config, data):
-    rows = red_herring.load(data / "srh_synth", config)["train"]
-    weights = [red_herring.train("actdiff", seed, config, rows).model.state_dict() for seed in (3, 3, 4)]
+    splits = red_herring.load(data / "srh_synth", config)
+    rows = (splits["train"], splits["validation"])
+    weights = [red_herring.train("actdiff", seed, config, *rows).model.state_dict() for seed in (3, 3, 4)]
     name = "timm_model.fc.weight"
     assert torch.equal(weights[0][name], weights[1][name])
     assert not torch.equal(weights[0][name], weights[2][name])
+
+
+def test_epoch_of_the_lowest_validation_loss_after_burn_in(red_herring):
+    from types import SimpleNamespace
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.margin = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=torch.stack([-self.margin, self.margin]).expand(len(pixel_values), 2))
+
+    rows = [{"pixel_values": torch.zeros(1, 2, 2), "labels": 1}]
+    callback, model = red_herring.LowestLoss(rows, burn_in=2), Model()
+    for epoch, margin in enumerate([9.0, 8.0, 1.0, 3.0, 2.0], start=1):
+        model.margin.data.fill_(margin)
+        callback.on_epoch_end(None, SimpleNamespace(epoch=epoch, global_step=epoch, max_steps=5), None, model=model)
+    assert callback.weights["margin"] == 3.0
+    assert callback.lowest == pytest.approx(np.log1p(np.exp(-6.0)), rel=1e-3)
+    assert model.training
 
 
 def test_auc_is_of_the_second_class(red_herring):

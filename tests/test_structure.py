@@ -20,7 +20,7 @@ LAYERS = {
     "metrics": {"maps", "backbones", "data", "guidance"},
     "hub": {"maps", "backbones", "data", "guidance", "metrics"},
     "arguments": {"maps", "backbones", "data", "guidance", "metrics"},
-    "inputs": {"data"},
+    "inputs": {"data", "guidance", "hub"},
     "trainer": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "inputs", "steps"},
     "studies": {"maps", "backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "trainer"},
     "cli": {"maps", "backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "trainer", "studies"},

@@ -4,7 +4,7 @@ from .batch_norm import split_batch_norm
 from .capture import FeatureCapture, class_maps
 from .classifier import as_classifier, set_image_size
 from .data_config import DataConfig, data_config, image_processor
-from .forward import check_image_size, logits_of, unwrap_model
+from .forward import check_image_size, is_checkpointed, is_reentrant, logits_of, unwrap_model
 from .layer import FeatureLayer
 from .pooled import PooledLayer, resolve_pooled_layer, trainable_before
 from .resolve import resolve_feature_layer
@@ -22,6 +22,8 @@ __all__ = [
     "class_maps",
     "data_config",
     "image_processor",
+    "is_checkpointed",
+    "is_reentrant",
     "logits_of",
     "resolve_feature_layer",
     "resolve_pooled_layer",

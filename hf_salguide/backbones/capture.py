@@ -7,11 +7,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import CheckpointError
 
 from ..maps import class_activation_map, grad_cam, hirescam
 from .attention import PrefixAttention
-from .forward import unwrap_model
+from .forward import checkpointing_failed, unwrap_model
 from .layer import FeatureLayer
 
 METHODS = {"exact": "cam", "uniform": "gradcam", "generic": "hirescam"}
@@ -51,7 +50,7 @@ class FeatureCapture:
         self.tail_gradient = tail_gradient
         self._module = unwrap_model(model).get_submodule(layer.name)
         self._raw: Tensor | None = None
-        self._version = 0
+        self._version: int | None = 0
         self._calls = 0
         self._stack: ExitStack | None = None
 
@@ -93,7 +92,8 @@ class FeatureCapture:
             if not (torch.is_grad_enabled() and raw.requires_grad):
                 raw = raw.detach().requires_grad_()
                 torch.set_grad_enabled(True)
-        self._raw, self._version = raw, raw._version
+        # What is compiled writes into no tensor that it gives, and the version is that of the traced stand-in.
+        self._raw, self._version = raw, None if torch.compiler.is_compiling() else raw._version
         if self.layer.hand_on_copy:
             return self.layer.replace(output, raw.clone())
         return None if raw is given else self.layer.replace(output, raw)
@@ -111,7 +111,7 @@ class FeatureCapture:
                 f'feature layer "{name}" fired {self._calls} times. Call the model once inside the context; if it '
                 "was, the layer is shared by several branches: pass another as feature_layer."
             )
-        if self._raw is not None and self._raw._version != self._version:
+        if self._raw is not None and self._version is not None and self._raw._version != self._version:
             raise RuntimeError(
                 f'the map of feature layer "{name}" was written over in place after it was captured; resolve the '
                 "layer with resolve_feature_layer(model, feature_layer=...), which hands on a copy."
@@ -207,12 +207,15 @@ def _gradient(capture: FeatureCapture, logits: Tensor, weights: Tensor, create_g
                 retain_graph=True,
                 allow_unused=True,
             )
-        except CheckpointError as error:
-            # The forward is run again outside the capture, where attention is fused.
+        except RuntimeError as error:
+            if not checkpointing_failed(error):
+                raise
+            # The forward is run again outside the capture, where attention is fused; the reentrant kind not at all.
             raise RuntimeError(
                 f'gradients to feature layer "{capture.layer.name}" do not go with gradient checkpointing of fused '
-                "attention. Switch gradient checkpointing off, or fused attention: timm.layers.set_fused_attn(False) "
-                'before a timm model is built, attn_implementation="eager" for a transformers model.'
+                "attention, nor with its reentrant kind (use_reentrant=True). Switch gradient checkpointing off; or, "
+                "where it is not reentrant, fused attention: timm.layers.set_fused_attn(False) before a timm model is "
+                'built, attn_implementation="eager" for a transformers model.'
             ) from error
     if gradient is None:
         raise RuntimeError(

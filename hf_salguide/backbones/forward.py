@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import timm.layers
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from ..rng import preserve_rng
 
@@ -22,6 +25,30 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def checkpointing_failed(error: RuntimeError) -> bool:
+    """Whether an error is that of gradient checkpointing in the way of a gradient inside the forward."""
+    return isinstance(error, CheckpointError) or "use_reentrant" in str(error)
+
+
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether a part of a model has gradient checkpointing switched on, by transformers' flag or by timm's."""
+    flags = ("gradient_checkpointing", "grad_checkpointing")
+    return any(getattr(module, flag, False) is True for module in model.modules() for flag in flags)
+
+
+def is_reentrant(model: nn.Module) -> bool:
+    """Whether a part of a model is checkpointed by torch's reentrant kind, whose first forward has no graph."""
+    by_timm = getattr(timm.layers, "use_reentrant_ckpt", bool)()
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        chosen = isinstance(function, partial) and function.keywords.get("use_reentrant", False)
+        if (getattr(module, "gradient_checkpointing", False) is True and chosen) or (
+            getattr(module, "grad_checkpointing", False) is True and by_timm
+        ):
+            return True
+    return False
 
 
 def logits_of(output: object) -> Tensor:

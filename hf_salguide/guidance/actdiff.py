@@ -1,14 +1,14 @@
 """ActDiff: the features stay the same when what people did not mark is destroyed."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from ..maps import FILLS, degrade_outside, feature_distance
 from ..names import POOLED
-from .base import BatchNorm, Guidance, GuidanceBatch, Pictures, check_choice, check_positive
+from .base import BatchNorm, Guidance, GuidanceBatch, Pictures, check_choice, check_flag, check_positive
 from .registry import register_guidance
 
 
@@ -37,7 +37,7 @@ class ActDiff(Guidance):
         sigma (`float`, *optional*, defaults to 16.0): standard deviation of `"blur"`, in pixels.
         stop_gradient (`str`, *optional*): the branch that gets no gradient, `"picture"` or `"view"`; none by default.
         normalise (`bool`, *optional*, defaults to `False`): divide each feature by its length first.
-        batch_norm (`str`, *optional*, defaults to `"separate"`): see [`Guidance`].
+        batch_norm (`str`, *optional*, defaults to `"pictures"`): see [`Guidance`].
     """
 
     name: ClassVar[str] = "actdiff"
@@ -57,18 +57,19 @@ class ActDiff(Guidance):
         sigma: float = 16.0,
         stop_gradient: str | None = None,
         normalise: bool = False,
-        batch_norm: BatchNorm = "separate",
+        batch_norm: BatchNorm = "pictures",
     ) -> None:
-        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
-        if not self.layers or not all(isinstance(layer, str) for layer in self.layers):
+        names = [layers] if isinstance(layers, str) else layers
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f'layers={layers!r}: give "pooled", or a list of names of modules.')
+        self.layers = tuple(names)
         self.fill = check_choice("fill", fill, FILLS)
         self.sigma = check_positive("sigma", sigma)
         if stop_gradient is not None:
             check_choice("stop_gradient", stop_gradient, ("picture", "view"))
         self.stop_gradient = stop_gradient
-        self.normalise = normalise
-        self.batch_norm = check_choice("batch_norm", batch_norm, ("separate", "concat", "running"))
+        self.normalise = check_flag("normalise", normalise)
+        self.batch_norm = check_choice("batch_norm", batch_norm, get_args(BatchNorm))
 
     def views(self, pictures: Pictures) -> list[Tensor]:
         pixels = pictures.pixel_values.detach()

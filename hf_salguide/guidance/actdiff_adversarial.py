@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..maps import FILLS, degrade_outside
 from ..names import POOLED
 from ..rng import preserve_rng
-from .base import BatchNorm, GuidanceBatch, Pictures, StatefulGuidance, check_choice, check_positive
+from .base import BatchNorm, GuidanceBatch, Pictures, StatefulGuidance, check_choice, check_positive, is_count
 from .registry import register_guidance
 
 
@@ -23,9 +23,9 @@ class ActDiffAdversarial(StatefulGuidance):
     Poor Generalization", ICLR 2021, arXiv 1910.00199).
 
     For sample `i`, `BCE(D(a(x_i)), 0) + BCE(D(a(x~_i)), 1)`: `a` is the vector that the classifier's last layer reads,
-    `x~` the destroyed picture of [`ActDiff`], and `D` a spectrally normalised perceptron that is trained the other way
-    round, to give 1 for `a(x)` and 0 for `a(x~)`: `discriminator_steps` steps of Adam at the end of each optimizer
-    step, on all its pictures. The gradient flows through both branches to the model, and not to `D`.
+    `x~` the destroyed picture of [`ActDiff`], and `D` a perceptron, its hidden layers spectrally normalised, that is
+    trained the other way round, to give 1 for `a(x)` and 0 for `a(x~)`: `discriminator_steps` steps of Adam at the
+    end of each optimizer step, on all its pictures. The gradient flows through both branches to the model, and not to `D`.
 
     Where it departs from the authors' code: the classifier is trained in every step (the code drops the gradients of
     all but one in `n` batches for `n` steps of `D`); evaluation trains nothing; the term is that of `D` as it was at
@@ -39,7 +39,7 @@ class ActDiffAdversarial(StatefulGuidance):
         fill (`str`, *optional*, defaults to `"shuffle"`): what is put outside, `"shuffle"`, `"zero"`, `"mean"`,
             `"noise"` or `"blur"`, see [`~maps.fill_pictures`].
         sigma (`float`, *optional*, defaults to 16.0): standard deviation of `"blur"`, in pixels.
-        batch_norm (`str`, *optional*, defaults to `"separate"`): see [`Guidance`].
+        batch_norm (`str`, *optional*, defaults to `"pictures"`): see [`Guidance`].
     """
 
     name: ClassVar[str] = "actdiff_adversarial"
@@ -60,21 +60,21 @@ class ActDiffAdversarial(StatefulGuidance):
         hidden_sizes: Sequence[int] = (1024, 1024, 1024),
         fill: str = "shuffle",
         sigma: float = 16.0,
-        batch_norm: BatchNorm = "separate",
+        batch_norm: BatchNorm = "pictures",
     ) -> None:
-        if not _is_count(discriminator_steps):
+        if not is_count(discriminator_steps):
             raise ValueError(f"discriminator_steps={discriminator_steps!r} has to be a whole number, 1 or above.")
-        if isinstance(hidden_sizes, str | int) or not all(_is_count(size) for size in hidden_sizes):
+        if not isinstance(hidden_sizes, list | tuple) or not all(is_count(size) for size in hidden_sizes):
             raise ValueError(f"hidden_sizes={hidden_sizes!r} has to be a list of whole numbers, 1 or above.")
         self.discriminator_steps = discriminator_steps
         self.discriminator_learning_rate = check_positive("discriminator_learning_rate", discriminator_learning_rate)
         self.hidden_sizes = tuple(hidden_sizes)
         self.fill = check_choice("fill", fill, FILLS)
         self.sigma = check_positive("sigma", sigma)
-        self.batch_norm = check_choice("batch_norm", batch_norm, ("separate", "concat", "running"))
+        self.batch_norm = check_choice("batch_norm", batch_norm, get_args(BatchNorm))
         self._trained: tuple[nn.Sequential, torch.optim.Adam] | None = None
         self._width = 0
-        self._clear()
+        self.forget()
 
     def views(self, pictures: Pictures) -> list[Tensor]:
         pixels = pictures.pixel_values.detach()
@@ -99,10 +99,10 @@ class ActDiffAdversarial(StatefulGuidance):
             layers: list[nn.Module] = []
             for width, following in pairwise(widths):
                 layers += [spectral_norm(nn.Linear(width, following)), nn.ReLU()]
-            discriminator = nn.Sequential(*layers, spectral_norm(nn.Linear(widths[-1], 1))).to(device)
+            discriminator = nn.Sequential(*layers, nn.Linear(widths[-1], 1)).to(device)
         optimizer = torch.optim.Adam(discriminator.parameters(), lr=self.discriminator_learning_rate)
         self._trained = discriminator.eval().requires_grad_(False), optimizer
-        self._clear()
+        self.forget()
 
     def step(self, average: Callable[[list[Tensor]], None]) -> None:
         discriminator, optimizer = self._state
@@ -111,7 +111,7 @@ class ActDiffAdversarial(StatefulGuidance):
         picture = torch.cat([empty, *(picture for picture, _ in self._seen)])
         view = torch.cat([empty, *(view for _, view in self._seen)])
         pictures = max(self._pictures, 1)
-        self._clear()
+        self.forget()
         rows = empty.new_full((1,), len(picture))
         average([rows])
         if rows.item() == 0:
@@ -136,7 +136,7 @@ class ActDiffAdversarial(StatefulGuidance):
         discriminator, optimizer = self._state
         discriminator.load_state_dict(state["discriminator"])
         optimizer.load_state_dict(state["optimizer"])
-        self._clear()
+        self.forget()
 
     @property
     def _state(self) -> tuple[nn.Sequential, torch.optim.Adam]:
@@ -149,11 +149,7 @@ class ActDiffAdversarial(StatefulGuidance):
         of_picture, of_view = self._state[0](torch.cat([picture, view])).squeeze(1).tensor_split(2)
         return of_picture, of_view
 
-    def _clear(self) -> None:
+    def forget(self) -> None:
         """Forgets what the discriminator is to be trained on: features, and the number of pictures they are of."""
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._pictures = 0
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

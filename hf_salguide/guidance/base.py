@@ -12,7 +12,7 @@ from torch import Tensor
 
 Place = Literal["input", "features"]
 Engine = Literal["auto", "double_backward", "finite_difference"]
-BatchNorm = Literal["separate", "concat", "running"]
+BatchNorm = Literal["pictures", "separate", "running", "concat"]
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,10 @@ class Guidance(ABC):
             `"finite_difference"`.
         layers (`tuple[str, ...]`): names of the modules whose outputs it reads, in [`GuidanceBatch.features`];
             `"pooled"` is the vector `(B, D)` that the classifier's last layer reads.
-        batch_norm (`str`): how batch normalisation treats the views while the model trains: `"separate"` (statistics
-            of their own, which update nothing: the pictures are normalised as in plain training), `"concat"` (one
-            batch with the pictures) or `"running"` (by the running statistics).
+        batch_norm (`str`): how batch normalisation treats the views while the model trains: by the batch statistics of
+            the `"pictures"`, by those of each kind of view (`"separate"`), by the `"running"` ones, or as one batch
+            with the pictures (`"concat"`). But for the last, the pictures are normalised as in plain training, and
+            views update nothing.
     """
 
     name: ClassVar[str]
@@ -166,7 +167,7 @@ class Guidance(ABC):
     gradient_at: Place | None = None
     gradient_engine: Engine = "auto"
     layers: tuple[str, ...] = ()
-    batch_norm: BatchNorm = "separate"
+    batch_norm: BatchNorm = "pictures"
 
     @abstractmethod
     def terms(self, batch: GuidanceBatch) -> Tensor:
@@ -204,6 +205,19 @@ class Guidance(ABC):
             `Tensor` of shape `(B, C, H, W)`; rows that do not count are left as they are.
         """
         return pictures.pixel_values
+
+    def check_classes(self, count: int) -> None:  # noqa: B027
+        """
+        Refuses options that a model with `count` classes cannot meet; called before training.
+
+        Raises:
+            ValueError: naming the option, the value and the remedy.
+        """
+
+    @property
+    def makes_views(self) -> bool:
+        """Whether it has [`~Guidance.views`] of its own."""
+        return type(self).views is not Guidance.views
 
     @property
     def options(self) -> dict[str, Any]:
@@ -243,6 +257,9 @@ class StatefulGuidance(Guidance):
             average (`Callable`): replaces tensors, in place, by their means over the processes.
         """
 
+    def forget(self) -> None:
+        """Drops what an optimizer step that was not finished has left behind; the state stays."""
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: tensors, numbers and containers of them."""
@@ -274,6 +291,35 @@ def check_positive(argument: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ValueError(f"{argument}={value!r} has to be a number above 0.")
     return float(value)
+
+
+def check_weight(argument: str, value: Any) -> float:
+    """
+    Checks an option that takes a number of at least 0.
+
+    Raises:
+        ValueError: naming the option and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{argument}={value!r} has to be a number, 0 or above.")
+    return float(value)
+
+
+def check_flag(argument: str, value: Any) -> bool:
+    """
+    Checks an option that is true or false.
+
+    Raises:
+        ValueError: naming the option and the value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}={value!r} has to be true or false.")
+    return value
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def outside(saliency: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from .map_guidance import MapGuidance, check_flag
+from .base import check_flag
+from .map_guidance import MapGuidance
 from .registry import register_guidance
 
 

@@ -84,14 +84,17 @@ class GradMask(Guidance):
         terms = batch.gradient_penalty(partial(self._margin, batch.labels), partial(self._penalty, batch))
         return torch.where(counts, terms, 0.0)
 
+    def check_classes(self, count: int) -> None:
+        if self.classes is not None and max(self.classes) >= count:
+            raise ValueError(
+                f"classes={self.classes} has {max(self.classes)}, and the model's classes are 0 to {count - 1}; give "
+                "ids of id2label."
+            )
+
     def _guided(self, batch: GuidanceBatch) -> Tensor:
         if self.classes is None:
             return torch.ones_like(batch.annotated)
-        if max(self.classes) >= batch.logits.shape[1]:
-            raise ValueError(
-                f"classes={self.classes} has {max(self.classes)}, and the model's classes are 0 to "
-                f"{batch.logits.shape[1] - 1}; give ids of id2label."
-            )
+        self.check_classes(batch.logits.shape[1])
         return torch.isin(batch.labels, torch.tensor(self.classes, device=batch.labels.device))
 
     def _margin(self, labels: Tensor, logits: Tensor) -> Tensor:

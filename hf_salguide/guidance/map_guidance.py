@@ -1,7 +1,7 @@
 """Map methods: a map of the model is compared with human saliency. Each is a choice of exchangeable pieces."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from ..maps import (
     ssim_distance,
 )
 from ..maps.normalize import RANGE_FLOOR
-from .base import Guidance, GuidanceBatch, check_choice
-from .registry import guidance_options, register_guidance
+from .base import Guidance, GuidanceBatch, check_choice, check_flag
+from .registry import register_guidance
 
 MAPS = ("true", "predicted", "false", "difference", "absolute_difference", "one_sided_difference")
 TARGETS = ("saliency", "complement")
@@ -74,18 +74,6 @@ def positive_part(maps: Tensor) -> tuple[Tensor, Tensor]:
     floored = torch.maximum(high, RANGE_FLOOR * maps.abs().amax(dim=(1, 2)))
     scale = torch.where(valid, floored, 1.0)[:, None, None]
     return torch.where(valid[:, None, None], maps.relu() / scale, 0.0), valid
-
-
-def check_flag(argument: str, value: Any) -> bool:
-    """
-    Checks an option that is true or false.
-
-    Raises:
-        ValueError: naming the option and the value.
-    """
-    if not isinstance(value, bool):
-        raise ValueError(f"{argument}={value!r} has to be true or false.")
-    return value
 
 
 def _listed(choice: str | Sequence[str]) -> list[str]:
@@ -234,7 +222,3 @@ class MapGuidance(Guidance):
     def reads_raw_maps(self) -> bool:
         """Whether the distance takes maps as they are."""
         return self.distance == "energy_outside"
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in guidance_options(type(self)))
-        return f"{type(self).__name__}({options})"

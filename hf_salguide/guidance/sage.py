@@ -1,6 +1,6 @@
 """SAGE: embeddings near those of the picture that keeps what is salient, far from those of the one that loses it."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..maps import FEATURE_DISTANCES, FILLS, composite, feature_distance, fill_pictures, has_place, jensen_shannon
 from ..names import POOLED
-from .base import BatchNorm, Guidance, GuidanceBatch, Pictures, check_choice, check_positive
+from .base import BatchNorm, Guidance, GuidanceBatch, Pictures, check_choice, check_flag, check_positive, check_weight
 from .registry import register_guidance
 
 
@@ -42,7 +42,7 @@ class Sage(Guidance):
         degrade_weight (`float`, *optional*, defaults to 0.0): of a third part,
             `JSD(softmax(z- / tau), uniform)`: a picture without what is salient should not be told apart.
         cross_entropy_weight (`float`, *optional*, defaults to 0.0): of a fourth part, the cross-entropy of `z+`.
-        batch_norm (`str`, *optional*, defaults to `"separate"`): see [`Guidance`].
+        batch_norm (`str`, *optional*, defaults to `"pictures"`): see [`Guidance`].
     """
 
     name: ClassVar[str] = "sage"
@@ -68,23 +68,23 @@ class Sage(Guidance):
         stop_gradient: bool = False,
         degrade_weight: float = 0.0,
         cross_entropy_weight: float = 0.0,
-        batch_norm: BatchNorm = "separate",
+        batch_norm: BatchNorm = "pictures",
     ) -> None:
         self.fill = check_choice("fill", fill, FILLS)
         self.sigma = check_positive("sigma", sigma)
         self.margin = check_positive("margin", margin)
         self.temperature = check_positive("temperature", temperature)
-        self.triplet_weight = _check_weight("triplet_weight", triplet_weight)
-        self.alignment_weight = _check_weight("alignment_weight", alignment_weight)
+        self.triplet_weight = check_weight("triplet_weight", triplet_weight)
+        self.alignment_weight = check_weight("alignment_weight", alignment_weight)
         if self.triplet_weight == self.alignment_weight == 0:
             raise ValueError("triplet_weight=0 and alignment_weight=0 leave no saliency guidance; give one a weight.")
         self.distance = check_choice("distance", distance, FEATURE_DISTANCES)
-        self.normalise = normalise
-        self.hard = hard
-        self.stop_gradient = stop_gradient
-        self.degrade_weight = _check_weight("degrade_weight", degrade_weight)
-        self.cross_entropy_weight = _check_weight("cross_entropy_weight", cross_entropy_weight)
-        self.batch_norm = check_choice("batch_norm", batch_norm, ("separate", "concat", "running"))
+        self.normalise = check_flag("normalise", normalise)
+        self.hard = check_flag("hard", hard)
+        self.stop_gradient = check_flag("stop_gradient", stop_gradient)
+        self.degrade_weight = check_weight("degrade_weight", degrade_weight)
+        self.cross_entropy_weight = check_weight("cross_entropy_weight", cross_entropy_weight)
+        self.batch_norm = check_choice("batch_norm", batch_norm, get_args(BatchNorm))
 
     def _matte(self, saliency: Tensor) -> Tensor:
         return (saliency >= 0.5).to(saliency.dtype) if self.hard else saliency
@@ -115,9 +115,3 @@ class Sage(Guidance):
             terms = terms + self.cross_entropy_weight * F.cross_entropy(kept.logits, labels, reduction="none")
         placed = has_place(batch.of_annotated(self._matte(batch.saliency)))
         return batch.to_batch(torch.where(placed, terms, 0.0))
-
-
-def _check_weight(argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{argument}={value!r} has to be a number, 0 or above.")
-    return float(value)

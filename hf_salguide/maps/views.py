@@ -216,7 +216,8 @@ def feature_distance(first: Tensor, second: Tensor, distance: str = "euclidean",
             does.
 
     Returns:
-        `Tensor` of shape `(B,)`. Where both are equal the Euclidean distance is 0, with a gradient of 0.
+        `Tensor` of shape `(B,)`. Where both are equal, up to rounding (`1e-5` of the longer one's length; in float64
+        `1e-12`), the Euclidean distance is 0, with a gradient of 0: of the direction nothing is left there.
 
     Raises:
         ValueError: for an unknown `distance`.
@@ -229,7 +230,10 @@ def feature_distance(first: Tensor, second: Tensor, distance: str = "euclidean",
         return 1 - (unit_vectors(first) * unit_vectors(second)).sum(dim=1)
     if normalise:
         first, second = unit_vectors(first), unit_vectors(second)
-    return torch.linalg.vector_norm((first - second).flatten(1), dim=1)  # its gradient at 0 is 0, not NaN
+    difference = (first - second).flatten(1)
+    length = torch.maximum(first.detach().flatten(1).norm(dim=1), second.detach().flatten(1).norm(dim=1))
+    differs = difference.detach().norm(dim=1) > length * (1e-12 if length.dtype == torch.float64 else 1e-5)
+    return torch.linalg.vector_norm(torch.where(differs.unsqueeze(1), difference, 0.0), dim=1)
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

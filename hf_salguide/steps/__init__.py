@@ -3,19 +3,23 @@
 from .draws import Draws
 from .forward import GuidedForward
 from .gradients import Choice, reusable_graph
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, refuse_counted_views, refuse_frozen, run_options
 from .saliency import step_saliency
-from .state import GuidanceState
+from .state import EndOfStep, GuidanceState
 from .terms import guidance_terms
 
 __all__ = [
     "Choice",
     "Draws",
+    "EndOfStep",
     "GuidanceState",
     "GuidedForward",
     "Plan",
     "guidance_terms",
     "make_plan",
+    "refuse_counted_views",
+    "refuse_frozen",
     "reusable_graph",
+    "run_options",
     "step_saliency",
 ]

@@ -15,9 +15,7 @@ from ..backbones import FeatureCapture, FeatureTap, class_maps, logits_of, split
 from ..guidance import Guidance, GuidanceBatch, Pictures, View
 from .draws import Draws
 from .gradients import Replay, double_backward, finite_difference
-from .plan import Plan
-
-IGNORED = -100  # the label of a view's row: the task's loss leaves it out
+from .plan import IGNORED, Plan
 
 
 class GuidedForward:
@@ -62,10 +60,6 @@ class GuidedForward:
         self._capture: FeatureCapture | None = None
         self._tap: FeatureTap | None = None
         self._replay: Replay | None = None
-
-    def _get_name(self) -> str:
-        """The name of the model's class, which `Trainer` asks for."""
-        return type(self.unwrapped).__name__
 
     def _transformed(self, pictures: Pictures) -> Pictures:
         for method in self.plan.methods:
@@ -129,8 +123,10 @@ class GuidedForward:
         self._logits = logits_of(outputs).float()
         if not self._parts:
             return outputs
+        total = self.count + sum(len(part) for part in self._parts)
         own = copy.copy(outputs)
-        own["logits"] = outputs["logits"][: self.count]
+        for name, value in outputs.items():
+            own[name] = _first_rows(value, self.count, total)
         return own
 
     @property
@@ -253,6 +249,14 @@ class GuidedForward:
                 return logits_of(self._run(model, whole))[self._rows].float()
             others = {name: self._rows_of(value, self._rows) for name, value in self._others.items()}
             return logits_of(model(pixel_values=pictures, **others)).float()
+
+
+def _first_rows(value: Any, count: int, total: int) -> Any:
+    """The first `count` rows of an output that has `total`, and of each in a tuple or a list of them."""
+    if isinstance(value, tuple | list):
+        parts = [_first_rows(part, count, total) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value[:count] if isinstance(value, Tensor) and value.ndim and len(value) == total else value
 
 
 def _no_maps(weights: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.checkpoint import CheckpointError
 
 from ..backbones.forward import (
     REFUSALS,
+    checkpointing_failed,
     describe,
     image_pair,
     input_shape,
@@ -158,11 +158,14 @@ def _gradient(logits: Tensor, source: Tensor, scalar: Scalar, create_graph: bool
             (gradient,) = torch.autograd.grad(
                 total, source, create_graph=create_graph, retain_graph=True, allow_unused=True
             )
-        except CheckpointError as error:
-            # The forward is run again outside the context in which attention was plain.
+        except RuntimeError as error:
+            if not checkpointing_failed(error):
+                raise
+            # The forward is run again outside the context in which attention was plain; the reentrant kind not at all.
             raise RuntimeError(
-                "gradients of the logits do not go with gradient checkpointing of fused attention. Switch gradient "
-                'checkpointing off, take gradient_engine="finite_difference", or switch fused attention off: '
+                "gradients of the logits do not go with gradient checkpointing of fused attention, nor with its "
+                "reentrant kind (use_reentrant=True). Switch gradient checkpointing off; or, where it is not "
+                'reentrant, take gradient_engine="finite_difference", or switch fused attention off: '
                 "timm.layers.set_fused_attn(False) before a timm model is built, "
                 'attn_implementation="eager" for a transformers model.'
             ) from error

@@ -2,22 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import TrainingArguments
 
 from ..backbones import (
     FeatureLayer,
     FeatureTap,
     PooledLayer,
+    is_checkpointed,
+    is_reentrant,
     resolve_feature_layer,
     resolve_pooled_layer,
     trainable_before,
     unwrap_model,
 )
+from ..backbones.forward import REFUSALS, describe, evaluation, input_shape, probe_images
 from ..guidance import Guidance
 from ..names import POOLED
 from .gradients import Choice, choose_engine
+
+IGNORED = -100  # the label of a view's row: the task's loss leaves it out
+LOSS_TOLERANCE = 1e-2  # relative; a loss that counts such a row is off by a third in the trial, or meaningless
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,12 @@ class Plan:
     pooled: PooledLayer | None = None
     layers: tuple[str, ...] = ()
     engines: Mapping[str, Choice] = field(default_factory=dict)
-    batch_norm: str = "separate"
+    batch_norm: str = "pictures"
+
+    @property
+    def makes_views(self) -> bool:
+        """Whether the model sees more pictures than those of the batch."""
+        return any(method.makes_views for method in self.methods)
 
     @property
     def input_gradient(self) -> bool:
@@ -59,6 +75,21 @@ class Plan:
         return any(choice.engine == "finite_difference" for choice in self.engines.values())
 
 
+def run_options(accelerator: Accelerator, args: TrainingArguments, model: nn.Module) -> dict[str, Any]:
+    """How a model is run, by the arguments, the environment and the model itself, as [`make_plan`] takes it."""
+    # By the arguments or accelerate's settings, or by model.compile().
+    compiled = args.torch_compile or accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    compiled = compiled or getattr(model, "_compiled_call_impl", None) is not None
+    reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    return {
+        "compiled": compiled,
+        "mixed_precision": accelerator.mixed_precision != "no",
+        "checkpointed": args.gradient_checkpointing or is_checkpointed(model),
+        "reentrant": bool(reentrant) or is_reentrant(model),
+        "processes": args.world_size,
+    }
+
+
 def make_plan(
     model: nn.Module,
     methods: Sequence[Guidance],
@@ -68,6 +99,8 @@ def make_plan(
     compiled: bool = False,
     mixed_precision: bool = False,
     checkpointed: bool = False,
+    reentrant: bool = False,
+    processes: int = 1,
 ) -> Plan:
     """
     Resolves the layers and chooses the gradient engines.
@@ -79,16 +112,23 @@ def make_plan(
         feature_layer (`str`, *optional*): the layer that maps are made of; default: resolved.
         engines (`dict`, *optional*): the choices of an earlier plan, which are kept: an engine does not change in the
             middle of a run.
-        compiled, mixed_precision, checkpointed (`bool`, *optional*, default to `False`): how the model will be run:
-            by `torch.compile`, under autocast, with gradient checkpointing.
+        compiled, mixed_precision, checkpointed, reentrant (`bool`, *optional*, default to `False`): how the model will
+            be run: by `torch.compile`, under autocast, with gradient checkpointing, with its reentrant kind.
+        processes (`int`, *optional*, defaults to 1): how many processes train it together.
 
     Returns:
         [`Plan`]
 
     Raises:
-        ValueError: for a layer that does not resolve, an engine that the model cannot do, a frozen backbone, or what
-            a compiled model does not give; the message names the argument, the value and the remedy.
+        ValueError: for a layer that does not resolve, an engine that the model cannot do, or what a compiled model
+            or several processes do not give; the message names the argument, the value and the remedy.
     """
+    if reentrant and not all(method.transforms_inputs for method in methods):
+        raise ValueError(
+            "use_reentrant=True: this kind of gradient checkpointing runs the forward without a graph, and guidance "
+            'would have no gradient; set gradient_checkpointing_kwargs={"use_reentrant": False}, or switch gradient '
+            "checkpointing off."
+        )
     at = {method.name: method.gradient_at for method in methods}
     needs_maps = any(method.needs_maps for method in methods)
     at_features = [name for name, place in at.items() if place == "features"]
@@ -101,19 +141,25 @@ def make_plan(
     named = {name for method in methods for name in method.layers}
     pooled = resolve_pooled_layer(model, size) if POOLED in named else None
     layers = FeatureTap(model, sorted(named - {POOLED}), pooled).names  # refuses a name that the model does not have
-    _refuse_frozen(model, methods, layer, pooled, size)
-    modes = {method.batch_norm for method in methods if method.cost == "views"}
+    modes = {method.batch_norm for method in methods if method.makes_views}
     if len(modes) > 1:
         raise ValueError(f"batch_norm={sorted(modes)}: methods that share a forward need the same choice.")
-    batch_norm = next(iter(modes), "separate")
+    batch_norm = next(iter(modes), "pictures")
     if modes and batch_norm != "concat":
-        _refuse_split_batch_norm(model, batch_norm, compiled, checkpointed)
+        _refuse_split_batch_norm(model, batch_norm, compiled, checkpointed, processes)
     chosen = dict(engines or {})
     for method in methods:
         if method.gradient_at == "input" and method.name not in chosen:
             chosen[method.name] = choose_engine(
                 model, size, method.gradient_engine, compiled=compiled, mixed_precision=mixed_precision
             )
+    shifted = [name for name, choice in chosen.items() if choice.engine == "finite_difference"]
+    if shifted and compiled and processes > 1:
+        raise ValueError(
+            f"torch_compile=True in {processes} processes: the second forward of "
+            f'gradient_engine="finite_difference" (guidance={", ".join(shifted)}) is untested there; leave '
+            "torch_compile out, or train in one process."
+        )
     return Plan(
         methods=tuple(methods),
         feature_layer=layer,
@@ -125,9 +171,18 @@ def make_plan(
     )
 
 
-def _refuse_split_batch_norm(model: nn.Module, batch_norm: str, compiled: bool, checkpointed: bool) -> None:
-    """Refuses what runs a forward outside the context in which views have statistics of their own."""
-    if not any(isinstance(module, _BatchNorm) for module in unwrap_model(model).modules()):
+def _refuse_split_batch_norm(
+    model: nn.Module, batch_norm: str, compiled: bool, checkpointed: bool, processes: int
+) -> None:
+    """Refuses what normalises views outside the context in which their statistics are not those of one batch."""
+    norms = [module for module in unwrap_model(model).modules() if isinstance(module, _BatchNorm)]
+    if processes > 1 and any(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+        raise ValueError(
+            f"SyncBatchNorm in {processes} processes takes pictures and views as one batch, and "
+            f'batch_norm="{batch_norm}" does not; set batch_norm="concat" in guidance_options, or leave '
+            "SyncBatchNorm out."
+        )
+    if not norms:
         return
     for argument, given in (("torch_compile", compiled), ("gradient_checkpointing", checkpointed)):
         if given:
@@ -137,22 +192,68 @@ def _refuse_split_batch_norm(model: nn.Module, batch_norm: str, compiled: bool, 
             )
 
 
-def _refuse_frozen(
-    model: nn.Module,
-    methods: Sequence[Guidance],
-    layer: FeatureLayer | None,
-    pooled: PooledLayer | None,
-    size: tuple[int, int],
-) -> None:
-    """Refuses a frozen backbone, in which a term would move the head alone, or nothing."""
-    for where in (layer, pooled):
+def refuse_frozen(model: nn.Module, plan: Plan, size: tuple[int, int]) -> None:
+    """
+    Refuses to train a frozen backbone, in which a term would move the head alone, or nothing.
+
+    Args:
+        model (`nn.Module`): the classifier. It is left as it was.
+        plan ([`Plan`]): of that model.
+        size (`tuple[int, int]`): the pictures' `(H, W)`.
+
+    Raises:
+        ValueError: naming the methods and the remedy.
+    """
+    for where in (plan.feature_layer, plan.pooled):
         if where is not None and not trainable_before(model, where, size):
             users = [
                 method.name
-                for method in methods
-                if (POOLED in method.layers if where is pooled else method.needs_maps or method.gradient_at)
+                for method in plan.methods
+                if (POOLED in method.layers if where is plan.pooled else method.needs_maps or method.gradient_at)
             ]
             raise ValueError(
                 f'guidance={", ".join(users)}: every parameter before "{where.name}" is frozen, so the term would '
                 'move only the head, or nothing; unfreeze a part of the backbone, or train with guidance="none".'
             )
+
+
+def refuse_counted_views(model: nn.Module, plan: Plan, size: tuple[int, int]) -> None:
+    """
+    Refuses a model whose own loss counts rows without a label, as those of views are: two noise pictures with a third
+    one behind them have to have the loss of the two.
+
+    Args:
+        model (`nn.Module`): the classifier, which is given labels. It is left as it was.
+        plan ([`Plan`]): of that model; where no method makes views nothing is checked.
+        size (`tuple[int, int]`): the pictures' `(H, W)`.
+
+    Raises:
+        ValueError: naming the methods and the remedy.
+    """
+    if not plan.makes_views:
+        return
+    names = ", ".join(method.name for method in plan.methods if method.makes_views)
+    remedy = (
+        f"guidance={names} shows the model more pictures, labelled {IGNORED}, which its loss has to leave out as "
+        "torch.nn.functional.cross_entropy does; give the loss to the trainer as compute_loss_func, or take a method "
+        "without views."
+    )
+    images = probe_images(model, input_shape(model, size), count=3, seed=0)
+    labels = torch.tensor([0, 1, IGNORED], device=images.device)
+    config = getattr(model, "config", None)
+    problem_type = getattr(config, "problem_type", None)  # transformers' loss fills it in
+
+    def loss_of(count: int) -> Tensor:
+        loss: Tensor = model(pixel_values=images[:count], labels=labels[:count])["loss"]
+        return loss
+
+    try:
+        with evaluation(model), torch.no_grad():
+            same = bool(torch.isclose(loss_of(3), loss_of(2), rtol=LOSS_TOLERANCE, atol=1e-6).all())
+    except (*REFUSALS, KeyError, TypeError) as error:
+        raise ValueError(f"the loss of {describe(model)} fails ({error}); {remedy}") from error
+    finally:
+        if config is not None:
+            config.problem_type = problem_type
+    if not same:
+        raise ValueError(f"the loss of {describe(model)} changes with pictures that have no label; {remedy}")

@@ -24,7 +24,8 @@ def step_saliency(
         invert (`bool`, *optional*, defaults to `False`): `1 - S` in place of `S`.
 
     Returns:
-        `tuple` of saliency `(B, H, W)`, float32 in [0, 1], and `(B,)` boolean, which rows count.
+        `tuple` of saliency `(B, H, W)`, float32 in [0, 1], and `(B,)` boolean, which rows count: `empty_mask` is about
+        the saliency after the controls as well.
 
     Raises:
         ValueError: see [`~guidance.batch_saliency`].
@@ -38,4 +39,6 @@ def step_saliency(
         saliency = torch.where(replaced, random_saliency(draws.rows, size, draws.seed, draws.step), saliency)
     if invert:
         saliency = torch.where(replaced, 1 - saliency, saliency)
+        if empty_mask == "skip":  # a full mask has become an empty one
+            counts = counts & (saliency.amax(dim=(1, 2)) > 0)
     return saliency, counts

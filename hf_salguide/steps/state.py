@@ -1,16 +1,19 @@
 """What guidance keeps from one optimizer step to the next, and in checkpoints."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
+from ..backbones import PooledLayer
 from ..guidance import Guidance, StatefulGuidance
+from ..names import POOLED
 
 FILE = "guidance.pt"  # in a checkpoint, beside the optimizer's state
-_EPSILON = 1e-8
 
 
 class GuidanceState:
@@ -21,7 +24,8 @@ class GuidanceState:
     means over the pictures of the previous optimizer step and over all processes, detached. The task's loss is
     multiplied by `2 alpha` and the guidance by `2 (1 - alpha)`, so that the configured weights are those of balanced
     losses; with CYBORG's 0.5 and 0.5 it is the `alpha` of VISER (arXiv 2603.17859), whose code lets the gradient pass
-    through it and takes the batch at hand.
+    through it and takes the batch at hand. After a step without a guidance loss, or with one that is not finite,
+    `alpha` stays as it was.
 
     Args:
         methods (`Sequence[Guidance]`): the methods of the run.
@@ -33,6 +37,19 @@ class GuidanceState:
         self.adaptive = adaptive
         self.alpha = 0.5
         self._losses: list[Tensor] = []
+
+    def set_up(self, pooled: PooledLayer | None, device: torch.device, seed: int) -> None:
+        """
+        Makes the methods' state anew.
+
+        Args:
+            pooled ([`PooledLayer`], *optional*): where the pooled vector is read, if any method asks for it.
+            device (`torch.device`): where the model is.
+            seed (`int`): the run's seed.
+        """
+        sizes = {} if pooled is None else {POOLED: torch.Size([pooled.size])}
+        for method in self.stateful.values():
+            method.setup(sizes, device, seed)
 
     @property
     def factors(self) -> tuple[float, float]:
@@ -55,9 +72,18 @@ class GuidanceState:
             losses, self._losses = torch.stack(self._losses).mean(dim=0), []
             average([losses])
             task, guidance = losses.tolist()
-            self.alpha = task / (task + guidance + _EPSILON)
+            total = task + guidance
+            # Without a guidance loss, as in a step without saliency, there is nothing to balance.
+            if guidance != 0 and total != 0 and math.isfinite(total):
+                self.alpha = task / total
         for method in self.stateful.values():
             method.step(average)
+
+    def forget(self) -> None:
+        """Drops what an optimizer step that was not finished has left behind; what is saved stays."""
+        self._losses = []
+        for method in self.stateful.values():
+            method.forget()
 
     @property
     def empty(self) -> bool:
@@ -70,7 +96,7 @@ class GuidanceState:
         path = Path(folder) / FILE
         partial = path.with_suffix(".partial")
         torch.save({"alpha": self.alpha, "methods": state}, partial)
-        partial.rename(path)
+        partial.replace(path)
 
     def load(self, folder: str | Path) -> None:
         """
@@ -94,3 +120,14 @@ class GuidanceState:
         self.alpha = float(state["alpha"])
         for name, method in self.stateful.items():
             method.load_state_dict(state["methods"][name])
+
+
+class EndOfStep(TrainerCallback):
+    """Tells a [`GuidanceState`] that the gradients of an optimizer step are complete."""
+
+    def __init__(self, state: GuidanceState, average: Callable[[list[Tensor]], None]) -> None:
+        self._state = state
+        self._average = average
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._state.step(self._average)

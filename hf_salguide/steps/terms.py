@@ -15,6 +15,7 @@ def guidance_terms(
     labels: Tensor,
     row_weight: Tensor | None,
     global_batch_size: int,
+    annotated_scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """
     Each method's term, its mean over the micro-batch, and their weighted sum.
@@ -26,6 +27,8 @@ def guidance_terms(
         labels (`Tensor` of shape `(B,)`): true classes, int64.
         row_weight (`Tensor` of shape `(B,)`, *optional*): multiplies each row's terms.
         global_batch_size (`int`): pictures of the optimizer step.
+        annotated_scale (`float`, *optional*, defaults to 1.0): multiplies, in the sum, the terms of methods that do
+            nothing for pictures without saliency.
 
     Returns:
         `tuple` of the scalar sum, and a dict from each method's name to its terms `(B,)`, detached.
@@ -45,6 +48,7 @@ def guidance_terms(
                 f"{tuple(labels.shape)}."
             )
         terms = terms if row_weight is None else terms * row_weight
-        total = total + weight * terms.mean()
+        scale = annotated_scale if method.needs_annotation else 1.0
+        total = total + weight * scale * terms.mean()
         terms_by_name[method.name] = terms.detach()
     return total, terms_by_name

@@ -57,6 +57,7 @@ def arms_of(methods: Sequence[str]) -> tuple[Arm, ...]:
         ValueError: for an unknown name.
     """
     names = [name for name in list_guidance() if name != "map_guidance"] if "all" in methods else list(methods)
+    names = [name for name in dict.fromkeys(names) if name != PLAIN]  # plain training is there anyway
     return (BASELINE, *(Arm(name, "human" if guidance_class(name).needs_annotation else "-") for name in names))
 
 
@@ -118,7 +119,7 @@ def train_run(
     trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"], train_transform=transform)
     trainer.train()
     test, ood = (
-        predict(model, dataset[split], progress=False, guidance=trainer.guidance).metrics()
+        predict(model, dataset[split], progress=False, guidance=trainer.guidance_block() or {}).metrics()
         for split in ("test", "ood")
     )
     run = Run(

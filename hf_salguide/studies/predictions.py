@@ -1,6 +1,6 @@
 """Predictions of a classifier over a data set, with its maps and how much of them lies on the evidence."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from ..backbones import FeatureCapture, class_maps, data_config, resolve_feature_layer
 from ..data import SaliencyCollator, make_transforms, prepare_dataset
 from ..data.prepare import PreparedDataset, row_name
-from ..guidance import Guidance, Pictures, batch_saliency, get_guidance, list_guidance
+from ..guidance import Pictures, get_guidance, list_guidance
+from ..hub import KEY
 from ..metrics import classification_metrics, energy_inside
-from ..steps import Draws
+from ..steps import Draws, step_saliency
 
 MapClass = Literal["predicted", "true"]
 
@@ -66,10 +67,14 @@ class Predictions:
         return metrics
 
 
+def saved_block(model: PreTrainedModel) -> Mapping[str, Any]:
+    """What a saved model's configuration says about guidance; empty where it says nothing."""
+    return getattr(model.config, KEY, None) or {}
+
+
 def guided_layer(model: PreTrainedModel) -> str | None:
     """The layer that a model was guided at, from its saved configuration; `None` where it says nothing."""
-    saved = getattr(model.config, "saliency_guide", None) or {}
-    layer = saved.get("feature_layer")
+    layer = saved_block(model).get("feature_layer")
     return None if layer is None else str(layer)
 
 
@@ -80,7 +85,7 @@ def predict(
     batch_size: int = 32,
     num_workers: int = 0,
     progress: bool = True,
-    guidance: Sequence[Guidance] | None = None,
+    guidance: Mapping[str, Any] | None = None,
 ) -> Predictions:
     """
     Runs a classifier over a data set.
@@ -92,9 +97,9 @@ def predict(
         batch_size (`int`, *optional*, defaults to 32): pictures a forward.
         num_workers (`int`, *optional*, defaults to 0): processes that read pictures.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
-        guidance (`Sequence[Guidance]`, *optional*): the methods that the model was trained with, of which those that
-            change the pictures in evaluation too (`mask_everything`) are applied. Defaults to what the saved model's
-            configuration says.
+        guidance (`dict`, *optional*): how the model was trained, as its configuration says when it is saved, see
+            [`SaliencyTrainer.guidance_block`]: methods that change the pictures in evaluation too (`mask_everything`)
+            are applied, to the saliency that they were told. Defaults to the configuration at hand.
 
     Returns:
         [`Predictions`]
@@ -103,7 +108,8 @@ def predict(
         ValueError: if `map_class="true"` and the data set has no labels.
     """
     layer = resolve_feature_layer(model, feature_layer=guided_layer(model))
-    methods = saved_guidance(model) if guidance is None else guidance
+    trained = saved_block(model) if guidance is None else guidance
+    first = 0
     batches: dict[str, list[Tensor]] = {
         "probabilities": [],
         "labels": [],
@@ -118,7 +124,8 @@ def predict(
         for batch in _batches(model, dataset, batch_size, num_workers, progress):
             with torch.no_grad():
                 with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture:
-                    logits = model(pixel_values=_pictures(methods, batch)).logits.float()
+                    logits = model(pixel_values=_pictures(trained, batch, first)).logits.float()
+                first += len(logits)
                 labels = batch.get("labels")
                 if map_class == "true" and labels is None:
                     raise ValueError('map_class="true" needs a data set with labels; use map_class="predicted".')
@@ -148,24 +155,24 @@ def predict(
     )
 
 
-def saved_guidance(model: PreTrainedModel) -> list[Guidance]:
-    """The methods that a model was trained with, from its saved configuration; none where it says nothing."""
-    saved = getattr(model.config, "saliency_guide", None) or {}
-    names = saved.get("name") or []
-    names = [names] if isinstance(names, str) else names
-    options = saved.get("options") or {}
-    return [get_guidance(name, **options.get(name, {})) for name in names if name in list_guidance()]
-
-
-def _pictures(methods: Sequence[Guidance], batch: dict[str, Tensor]) -> Tensor:
-    """The batch's pictures as the model is to see them in evaluation."""
+def _pictures(trained: Mapping[str, Any], batch: dict[str, Tensor], first: int) -> Tensor:
+    """The batch's pictures, the rows from `first` on, as the trainer showed them to the model in evaluation."""
     pixel_values = batch["pixel_values"]
+    names, options = trained.get("name") or [], trained.get("options") or {}
+    known = [name for name in ([names] if isinstance(names, str) else names) if name in list_guidance()]
+    methods = [get_guidance(name, **options.get(name, {})) for name in known]
+    rows = torch.arange(first, first + len(pixel_values), device=pixel_values.device)
+    draws = Draws(seed=trained.get("seed", 0), step=-1, rows=rows)
     for method in methods:
         if method.transforms_evaluation:
-            saliency, annotated = batch_saliency(pixel_values, batch.get("saliency"), batch.get("has_saliency"))
-            rows = torch.arange(len(pixel_values), device=pixel_values.device)
-            draws = Draws(seed=0, step=-1, rows=rows)
-            pixel_values = method.transform(Pictures(pixel_values, saliency, annotated, draws.uniform(method.name)))
+            saliency, counts = step_saliency(
+                batch,
+                draws,
+                trained.get("empty_mask", "skip"),
+                random=trained.get("random_saliency", False),
+                invert=trained.get("invert_saliency", False),
+            )
+            pixel_values = method.transform(Pictures(pixel_values, saliency, counts, draws.uniform(method.name)))
     return pixel_values
 
 

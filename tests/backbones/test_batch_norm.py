@@ -82,7 +82,7 @@ def test_one_forward_is_that_of_the_parts_by_themselves(name, mode):
             assert buffer == before[key] + 1
 
 
-@pytest.mark.parametrize("mode", ["separate", "running"])
+@pytest.mark.parametrize("mode", ["pictures", "separate", "running"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(10, 6, 5, 4), (10, 6)])
 def test_pictures_and_statistics_are_those_of_a_plain_step_to_the_bit(shape, dtype, mode):
@@ -99,10 +99,48 @@ def test_pictures_and_statistics_are_those_of_a_plain_step_to_the_bit(shape, dty
         assert torch.equal(buffer, expected)
 
 
-def test_the_default_is_separate_and_views_do_not_share_statistics():
+@pytest.mark.parametrize("views", [[1], [2, 2], [4, 3]])
+@pytest.mark.parametrize("name", BATCH_NORMED)
+def test_a_view_that_is_its_picture_gets_its_logits_however_few_there_are(name, views):
+    model, images = build(name)
+    pictures = images[:4]
+    batch = torch.cat([pictures, *(pictures[:count] for count in views)])
+    with split_batch_norm([4, *views]):
+        logits = logits_of(model(batch))
+    expected = [logits[:4], *(logits[:count] for count in views)]
+    torch.testing.assert_close(logits, torch.cat(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(10, 6, 5, 4), (10, 6)])
+def test_views_by_the_statistics_of_the_pictures_are_those_of_a_loop(shape, affine):
+    """Values and gradients, those through the statistics included, channel by channel from the definition."""
+    torch.manual_seed(0)
+    norm = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(6, affine=affine, eps=1e-3).double().train()
+    values = (3 * torch.randn(shape, dtype=torch.float64) + 1).requires_grad_()
+    weights = torch.randn(shape, dtype=torch.float64)
+    parameters = list(norm.parameters())
+    with split_batch_norm([4, 3, 3]):
+        output = norm(values)
+    found = torch.autograd.grad((weights * output.square()).sum(), [values, *parameters])
+    columns = []
+    for channel in range(6):
+        pictures = values[:4, channel]
+        mean = pictures.sum() / pictures.numel()
+        variance = sum((value - mean) ** 2 for value in pictures.flatten()) / pictures.numel()
+        column = (values[:, channel] - mean) / (variance + 1e-3) ** 0.5
+        columns.append(column * norm.weight[channel] + norm.bias[channel] if affine else column)
+    expected = torch.stack(columns, dim=1)
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    wanted = torch.autograd.grad((weights * expected.square()).sum(), [values, *parameters])
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+def test_separate_views_do_not_share_statistics():
     values = torch.randn(10, 6, 5, 4)
     values[4:7] += 5
-    with split_batch_norm(PARTS):
+    with split_batch_norm(PARTS, "separate"):
         output = F.batch_norm(values, None, None, training=True)
     for part in output.split(PARTS):
         torch.testing.assert_close(part.mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
@@ -143,7 +181,7 @@ def test_one_value_a_channel_is_normalised_by_the_running_statistics(shape):
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(3) if len(shape) == 2 else nn.BatchNorm2d(3)
     values = torch.randn(4, *shape[1:], requires_grad=True)
-    with split_batch_norm([2, 1, 1]):
+    with split_batch_norm([2, 1, 1], "separate"):
         output = norm(values)
     kept = [buffer.clone() for buffer in norm.buffers()]
     expected = copy.deepcopy(norm).eval()(values)
@@ -196,7 +234,7 @@ def test_parts_of_no_rows_are_left_out():
 def test_tokens_folded_into_the_batch_stay_with_their_pictures():
     norm, values = nn.BatchNorm1d(5), torch.randn(6, 7, 5)
     twin = copy.deepcopy(norm)
-    with split_batch_norm([4, 2]):
+    with split_batch_norm([4, 2], "separate"):
         output = norm(values.flatten(0, 1)).unflatten(0, (6, 7))
     assert torch.equal(output[:4].flatten(0, 1), twin(values[:4].flatten(0, 1)))
     assert torch.equal(norm.running_mean, twin.running_mean)
@@ -247,7 +285,7 @@ def test_it_ends_on_exceptions():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="mode='seperate' is not known; choose one of 'separate'"):
+    with pytest.raises(ValueError, match="mode='seperate' is not known; choose one of 'pictures'"):
         split_batch_norm([4, 2], "seperate")
     for parts in ([], [0, 2], [4, -1]):
         with pytest.raises(ValueError, match="has to start with the number of pictures"):

@@ -45,23 +45,28 @@ def same(first, second):
 
 
 def layers_of(state):
-    """Weight, bias and the two vectors of the power iteration of each linear layer, from what a checkpoint keeps."""
-    numbers = sorted({int(key.split(".")[0]) for key in state})
-    return [
+    """
+    Weight and bias of each linear layer, and, but for the last, which is not normalised, the two vectors of its power
+    iteration, from what a checkpoint keeps.
+    """
+    *hidden, last = sorted({int(key.split(".")[0]) for key in state})
+    layers = [
         {
             "W": state[f"{n}.parametrizations.weight.original"].clone().requires_grad_(),
             "b": state[f"{n}.bias"].clone().requires_grad_(),
             "u": state[f"{n}.parametrizations.weight.0._u"].clone(),
             "v": state[f"{n}.parametrizations.weight.0._v"].clone(),
         }
-        for n in numbers
+        for n in hidden
     ]
+    plain = {name: state[f"{last}.{key}"].clone().requires_grad_() for name, key in (("W", "weight"), ("b", "bias"))}
+    return [*layers, plain]
 
 
 def discriminate(layers, features):
-    """The discriminator's logit for one row: `W / (u' W v)`, ReLU between."""
+    """The discriminator's logit for one row: `W / (u' W v)` but in the last layer, ReLU between."""
     for number, layer in enumerate(layers):
-        sigma = layer["u"] @ (layer["W"] @ layer["v"])
+        sigma = layer["u"] @ (layer["W"] @ layer["v"]) if "u" in layer else 1
         features = layer["W"] / sigma @ features + layer["b"]
         if number < len(layers) - 1:
             features = features.clamp_min(0)
@@ -102,7 +107,7 @@ def test_the_discriminator_is_that_of_the_paper():
     method.setup({POOLED: torch.Size([7])}, torch.device("cpu"), 0)
     layers = layers_of(frozen(method))
     assert [tuple(layer["W"].shape) for layer in layers] == [(1024, 7), (1024, 1024), (1024, 1024), (1, 1024)]
-    for layer in layers:
+    for layer in layers[:-1]:
         sigma = torch.linalg.matrix_norm(layer["W"], 2)
         assert float((layer["u"] @ layer["W"] @ layer["v"] / sigma).detach()) == pytest.approx(1, abs=0.05)
 
@@ -139,7 +144,7 @@ def test_the_discriminators_training_equals_a_float64_loop(steps):
         method.step(alone)
         seen = [tuple(one.detach() for one in pair) for pair in features_of(network, given)]
         for repeat in range(1, steps + 1):
-            for layer in layers:
+            for layer in layers[:-1]:
                 image = layer["W"].detach() @ layer["v"]
                 layer["u"] = image / image.norm()
                 image = layer["W"].detach().T @ layer["u"]
@@ -158,7 +163,7 @@ def test_the_discriminators_training_equals_a_float64_loop(steps):
                 parameter = layers[key[0]][key[1]]
                 layers[key[0]][key[1]] = (parameter - 0.02 * change).detach().requires_grad_()
     for layer, expected in zip(layers_of(frozen(method)), layers, strict=True):
-        for name in "Wbuv":
+        for name in layer:
             torch.testing.assert_close(layer[name].detach(), expected[name].detach(), rtol=1e-6, atol=1e-9)
 
 
@@ -371,7 +376,7 @@ def test_its_options_are_shown_and_its_modules_are_not():
     method = made(hidden_sizes=[5, 4])
     assert repr(method) == (
         "ActDiffAdversarial(discriminator_steps=1, discriminator_learning_rate=0.001, hidden_sizes=(5, 4), "
-        "fill='shuffle', sigma=16.0, batch_norm='separate')"
+        "fill='shuffle', sigma=16.0, batch_norm='pictures')"
     )
     assert (method.default_weight, method.default_task_weight, method.layers) == (1.0, 1.0, (POOLED,))
     assert "1910.00199" in method.paper

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from support import MODELS, SIZES, build, make_batch, make_trainer
+from support import MODELS, SIZES, Rows, build, make_batch, make_trainer
 
 from hf_salguide import get_guidance, saliency_maps
 from hf_salguide.guidance import Pictures
-from hf_salguide.steps import Draws, GuidedForward, make_plan
+from hf_salguide.steps import Draws, GuidedForward, make_plan, step_saliency
 
 SEVERAL = ["cyborg", "divisive_difference", "actdiff", "sage", "rrr"]
 
@@ -193,3 +193,83 @@ def test_a_step_without_labels_or_saliency_stays_finite(tmp_path):
         plain = build(name).train()
         expected = plain(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
         assert loss.item() == pytest.approx(trainer.task_weight * expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["transformers_vit", "swin"])
+def test_extra_outputs_are_those_of_the_pictures(name):
+    batch = make_batch(SIZES[name])
+    model = build(name).eval()
+    model.config.output_hidden_states = True
+    plain = model(pixel_values=batch["pixel_values"], labels=batch["labels"])
+    _, _, outputs = forward_of(model, ["actdiff", "sage"], batch)
+    assert list(outputs) == list(plain)
+    assert len(outputs["hidden_states"]) == len(plain["hidden_states"]) > 1
+    assert isinstance(outputs["hidden_states"], tuple)
+    for found, expected in zip(outputs["hidden_states"], plain["hidden_states"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs.hidden_states[0], outputs["hidden_states"][0])
+
+
+@pytest.mark.parametrize(("control", "row"), [({"invert": True}, 0), ({}, 1)])
+def test_what_is_empty_after_the_controls_does_not_count(control, row):
+    """A full mask, inverted, is empty, as an empty one is without the control."""
+    saliency = torch.full((3, 4, 6), 255, dtype=torch.uint8)
+    saliency[1] = 0
+    saliency[2, :2] = 0
+    batch = {
+        "pixel_values": torch.rand(3, 3, 4, 6),
+        "saliency": saliency,
+        "has_saliency": torch.ones(3, dtype=torch.bool),
+    }
+    draws = Draws(0, 0, torch.arange(3))
+    _, counts = step_saliency(batch, draws, "skip", **control)
+    expected = [True, False, True]
+    expected[row] = False
+    assert counts.tolist() == expected
+    _, counts = step_saliency(batch, draws, "penalise_all", **control)
+    assert counts.tolist() == [True] * 3
+
+
+def test_an_inverted_full_mask_blackens_no_picture(tmp_path):
+    batch = make_batch()
+    batch["saliency"][0] = 255
+    trainer = make_trainer(build("resnet"), tmp_path, guidance="mask_everything", invert_saliency=True)
+    seen = trainer._forward(trainer.model.eval(), batch, False).pictures.pixel_values
+    assert torch.equal(seen[0], batch["pixel_values"][0])
+    assert not torch.equal(seen[1], batch["pixel_values"][1])
+
+
+@pytest.mark.parametrize(("method", "options"), [("cyborg", {}), ("divisive_difference", {})])
+def test_a_compiled_resnet_has_the_loss_and_the_gradient_of_the_plain_one(method, options, tmp_path):
+    batch, found = make_batch(), []
+    for compiled in (False, True):
+        model = build("resnet").train()
+        trainer = make_trainer(model, tmp_path, guidance=method, guidance_options=options)
+        called = torch.compile(model, backend="aot_eager") if compiled else model
+        loss = trainer.compute_loss(called, batch)
+        loss.backward()
+        found.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_resnet_is_trained_with_cyborg(tmp_path):
+    weights = []
+    for arguments in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        model = build("resnet")
+        rows = Rows(make_batch((64, 96), 8, annotated=[True, True, False] * 8))
+        trainer = make_trainer(
+            model, tmp_path, guidance="cyborg", train_dataset=rows, max_steps=2, optim="sgd", **arguments
+        )
+        trainer.train()
+        weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
+def test_reentrant_checkpointing_is_named(tmp_path):
+    model = build("transformers_vit").train()
+    options = {"gradient_engine": "double_backward"}
+    trainer = make_trainer(model, tmp_path, guidance="gradmask", guidance_options=options)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(RuntimeError, match=r"use_reentrant=True.*[Ss]witch gradient checkpointing off"):
+        trainer.compute_loss(model, make_batch((64, 64)))

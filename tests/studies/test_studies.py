@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from hf_salguide import as_classifier, saliency_maps
+from hf_salguide import SaliencyTrainer, SaliencyTrainingArguments, as_classifier, saliency_maps
 from hf_salguide.backbones import data_config
 from hf_salguide.data import decoy_digits, make_transforms, prepare_dataset
 from hf_salguide.metrics import energy_inside
@@ -245,3 +246,39 @@ def test_peak_memory_of_a_step_holds_weights_gradients_and_activations():
     weights = sum(value.numel() * 4 for value in as_classifier("test_resnet", num_labels=2).parameters())
     assert plain > 4 * weights  # weights, gradients, two moments of AdamW
     assert plain <= guided < 1.2 * plain
+
+
+def test_the_arms_of_the_demo_are_different_and_plain_training_comes_first():
+    names = ["cyborg", "none", "energy", "cyborg"]
+    assert [arm.name for arm in demo.arms_of(names)] == ["plain", "cyborg, human", "energy, human"]
+    assert [arm.method for arm in demo.arms_of(["all"])].count("cyborg") == 1
+
+
+@pytest.mark.parametrize(
+    "control", [{}, {"invert_saliency": True}, {"random_saliency": True, "seed": 3}, {"empty_mask": "penalise_all"}]
+)
+def test_predictions_see_what_the_trainers_evaluation_saw(control, digits, tmp_path):
+    """Under masked pictures and any control, the saved model gives the accuracy and the logits of the trainer."""
+    torch.manual_seed(0)
+    names = digits["train"].features["label"].names
+    model = as_classifier("test_vit", label_names=names, image_size=48)
+    empty = Image.new("L", (48, 48), 0)
+    rows = [{**digits["test"][row], "saliency": empty} if row < 3 else digits["test"][row] for row in range(12)]
+    args = SaliencyTrainingArguments(
+        str(tmp_path),
+        guidance="mask_everything",
+        report_to="none",
+        use_cpu=True,
+        per_device_eval_batch_size=5,
+        **control,
+    )
+    trainer = SaliencyTrainer(model, args)
+    seen = torch.tensor(trainer.predict(rows).predictions).softmax(1)
+    trainer.save_model()
+    saved = as_classifier(tmp_path, pretrained=True)
+    found = predict(saved, rows, batch_size=7, progress=False).probabilities
+    np.testing.assert_allclose(found, seen.numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        predict(model, rows, progress=False, guidance=trainer.guidance_block()).probabilities, found, atol=1e-5
+    )
+    assert abs(predict(model, rows, progress=False).probabilities - found).max() > 1e-3  # pictures as they are

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from hf_salguide import SaliencyTrainer, SaliencyTrainingArguments
 from hf_salguide.data import decoy_digits
+from hf_salguide.inputs import check_guidable
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,14 @@ from hf_salguide.data import decoy_digits
         ({"guidance_weight": -1}, "guidance_weight=-1 has to be a number of at least 0"),
         ({"guidance_weight": "heavy"}, "guidance_weight='heavy' has to be a number"),
         ({"guidance_weight": [1.0, 2.0]}, r"guidance_weight=\[1.0, 2.0\] has 2 number\(s\) for 1 method"),
+        ({"guidance_weight": True}, "guidance_weight=True has to be a number"),
+        ({"guidance": ["cyborg", "energy"], "guidance_weight": [True, 1.0]}, "guidance_weight=.True, 1.0. has to be"),
         ({"task_weight": float("nan")}, "task_weight=nan has to be a number"),
+        ({"task_weight": "0.5"}, "task_weight='0.5' has to be a number"),
+        ({"task_weight": True}, "task_weight=True has to be a number"),
+        ({"random_saliency": "false"}, "random_saliency='false' has to be true or false"),
+        ({"invert_saliency": "no"}, "invert_saliency='no' has to be true or false"),
+        ({"rescale_annotated": 1}, "rescale_annotated=1 has to be true or false"),
         ({"guidance_schedule": "slow"}, 'guidance_schedule="slow" is not known; choose one of'),
         ({"image_size": "big"}, "image_size='big' has to be a number of pixels"),
         ({"image_size": [1, 2, 3]}, r"image_size=\[1, 2, 3\] has to be a number of pixels"),
@@ -188,11 +196,10 @@ def test_a_compiled_model_whose_map_is_a_gradient(tmp_path):
         make_trainer(build("vit_class_token"), tmp_path, torch_compile=True, torch_compile_backend="eager")
 
 
-def test_fsdp(tmp_path, monkeypatch):
+def test_fsdp(tmp_path):
     trainer = make_trainer(build("resnet"), tmp_path)
-    trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="guidance under FSDP is untested"):
-        trainer._refuse_unguidable()
+        check_guidable(trainer.model, trainer.guidance, fsdp="full_shard")
 
 
 def test_one_class_only(tmp_path):

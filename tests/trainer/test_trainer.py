@@ -570,3 +570,74 @@ def test_compute_loss_stays_in_float32_under_bf16(tmp_path):
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=0.05)
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
+
+
+def test_rescale_annotated_leaves_terms_alone_that_need_no_annotation(tmp_path):
+    batch, model, dataset = make_batch(), build("vit_average").eval(), rows(12)
+    terms = []
+    for names in (["cyborg"], ["cam_entropy"], ["cyborg", "cam_entropy"]):
+        for rescaled in (False, True):
+            trainer = make_trainer(
+                model,
+                tmp_path,
+                guidance=names,
+                guidance_weight=[1.0] * len(names),
+                task_weight=0,
+                train_dataset=dataset,
+                rescale_annotated=rescaled,
+            )
+            terms.append(trainer.compute_loss(model, batch).item())
+    assert terms[1] == pytest.approx(1.5 * terms[0], rel=1e-5)  # two thirds are annotated
+    assert terms[3] == terms[2] > 0
+    assert terms[5] == pytest.approx(terms[1] + terms[2], rel=1e-5)
+
+
+def test_the_annotated_share_is_that_of_methods_that_get_a_weight_later(tmp_path):
+    """And nothing is read, nor refused, without such a method."""
+    nobody = Rows(make_batch(annotated=[False] * 5))
+    make_trainer(build("resnet"), tmp_path, train_dataset=nobody, rescale_annotated=True, guidance_weight=0)
+    arguments = {"rescale_annotated": True, "max_steps": 1, "train_dataset": rows(12)}
+    trainer = make_trainer(build("vit_average"), tmp_path, guidance_weight=0, **arguments)
+    trainer.args.guidance_weight = 1.0
+    trainer.train()
+    assert trainer._annotated_scale == pytest.approx(1.5)
+
+
+def test_the_saved_block_says_what_the_methods_were_told(tmp_path):
+    arguments = {
+        "task_weight": 0.25,
+        "guidance_schedule": "warmup:0.1",
+        "empty_mask": "penalise_all",
+        "random_saliency": True,
+        "invert_saliency": True,
+        "rescale_annotated": True,
+        "seed": 7,
+    }
+    trainer = make_trainer(build("resnet"), tmp_path, guidance="energy", **arguments)
+    trainer.save_model()
+    saved = AutoModelForImageClassification.from_pretrained(tmp_path).config.saliency_guide
+    assert {name: saved[name] for name in arguments} == arguments
+    assert saved == json.loads(json.dumps(trainer.guidance_block()))
+    assert make_trainer(build("resnet"), tmp_path, guidance="none").guidance_block() is None
+
+
+def test_adapters_are_saved_with_a_block_in_a_file_of_its_own(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["qkv"], modules_to_save=["timm_model.head"])
+    model = peft.get_peft_model(build("vit_average"), config)
+    trainer = make_trainer(model, tmp_path, guidance="cyborg", guidance_weight=2.0)
+    trainer.save_model()
+    assert not (tmp_path / "config.json").exists()
+    saved = json.loads((tmp_path / "saliency_guide.json").read_text())["saliency_guide"]
+    assert saved == json.loads(json.dumps(trainer.guidance_block()))
+    assert saved["weight"] == 2.0
+    make_trainer(model, tmp_path, guidance="none").save_model()
+    assert not (tmp_path / "saliency_guide.json").exists()
+
+
+def test_options_of_one_method_may_carry_its_name(tmp_path):
+    nested = SaliencyTrainingArguments(str(tmp_path), guidance_options={"cyborg": {"cam_class": "predicted"}})
+    flat = SaliencyTrainingArguments(str(tmp_path), guidance_options={"cam_class": "predicted"})
+    assert repr(nested.build_guidance()) == repr(flat.build_guidance())
+    with pytest.raises(ValueError, match='"actdiff" is not an option of guidance="cyborg"'):
+        SaliencyTrainingArguments(str(tmp_path), guidance_options={"actdiff": {"fill": "zero"}})
