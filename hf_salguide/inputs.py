@@ -36,7 +36,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance], fsdp: Any) -> None:
+def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance], fsdp: bool) -> None:
     """
     Refuses what methods cannot be right with: a model whose pictures have no true class or several, options that it
     cannot meet or that cannot be saved, and FSDP.
@@ -44,7 +44,7 @@ def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance], fsdp: An
     Args:
         model ([`~transformers.PreTrainedModel`]): the classifier.
         methods (`Sequence[Guidance]`): the methods.
-        fsdp: how the model is sharded; false where it is not.
+        fsdp (`bool`): whether the model is sharded by FSDP.
 
     Raises:
         ValueError: naming the remedy.
@@ -58,7 +58,7 @@ def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance], fsdp: An
         )
     if fsdp:
         raise ValueError(
-            f"fsdp={fsdp!r}: guidance under FSDP is untested; train with DistributedDataParallel "
+            "fsdp: guidance under FSDP is untested; train with DistributedDataParallel "
             '(`accelerate launch --multi_gpu`), or with guidance="none".'
         )
     check_json(methods)

@@ -217,7 +217,7 @@ class SaliencyTrainer(Trainer):
         self.remove_callback(EndOfStep)
         if not self.is_guided:
             return
-        check_guidable(self.model, self.guidance, fsdp=self.is_fsdp_enabled and (self.args.fsdp or True))
+        check_guidable(self.model, self.guidance, fsdp=self.is_fsdp_enabled)
         refuse_mixing(train_transform=self.train_transform, data_collator=self.data_collator)
         self._make_plan(self._size)
         if self.compute_loss_func is None and self.label_smoother is None:

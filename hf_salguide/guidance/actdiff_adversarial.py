@@ -25,7 +25,7 @@ class ActDiffAdversarial(StatefulGuidance):
     For sample `i`, `BCE(D(a(x_i)), 0) + BCE(D(a(x~_i)), 1)`: `a` is the vector that the classifier's last layer reads,
     `x~` the destroyed picture of [`ActDiff`], and `D` a perceptron, its hidden layers spectrally normalised, that is
     trained the other way round, to give 1 for `a(x)` and 0 for `a(x~)`: `discriminator_steps` steps of Adam at the
-    end of each optimizer step, on all its pictures. The gradient flows through both branches to the model, and not to `D`.
+    end of each optimizer step, on all its pictures. The gradient flows through both branches to the model, not to `D`.
 
     Where it departs from the authors' code: the classifier is trained in every step (the code drops the gradients of
     all but one in `n` batches for `n` steps of `D`); evaluation trains nothing; the term is that of `D` as it was at

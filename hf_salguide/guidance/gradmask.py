@@ -43,7 +43,7 @@ class GradMask(Guidance):
         classes (`list[int]`, *optional*): ids of the true classes that it is applied to, such as that of the disease;
             default: all.
         gradient_engine (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"double_backward"` or
-            `"finite_difference"`, see [`~steps.gradients.choose_engine`].
+            `"finite_difference"`, see [`~steps.engines.choose_engine`].
 
     Raises:
         ValueError: for an unknown value of an option, or finite differences at the features.

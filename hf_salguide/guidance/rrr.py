@@ -38,7 +38,7 @@ class RRR(Guidance):
         reduction (`str`, *optional*, defaults to `"normalised"`): `"normalised"`, or `"reference"`, the paper's sum
             of `(g * O)^2` over all pictures of an optimizer step.
         gradient_engine (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"double_backward"` or
-            `"finite_difference"`, see [`~steps.gradients.choose_engine`].
+            `"finite_difference"`, see [`~steps.engines.choose_engine`].
 
     Raises:
         ValueError: for an unknown value of an option, or finite differences at the features.

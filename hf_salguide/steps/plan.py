@@ -25,7 +25,7 @@ from ..backbones import (
 from ..backbones.forward import REFUSALS, describe, evaluation, input_shape, probe_images
 from ..guidance import Guidance
 from ..names import POOLED
-from .gradients import Choice, choose_engine
+from .engines import Choice, choose_engine
 
 IGNORED = -100  # the label of a view's row: the task's loss leaves it out
 LOSS_TOLERANCE = 1e-2  # relative; a loss that counts such a row is off by a third in the trial, or meaningless

@@ -12,14 +12,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_salguide.backbones import as_classifier
-from hf_salguide.steps import gradients
-from hf_salguide.steps.gradients import (
-    Replay,
-    choose_engine,
-    double_backward,
-    finite_difference,
-    reusable_graph,
-)
+from hf_salguide.steps import engines
+from hf_salguide.steps.engines import choose_engine
+from hf_salguide.steps.gradients import Replay, double_backward, finite_difference, reusable_graph
 
 SIZE = (64, 96)
 SMOOTH = ["vit_class_token", "vit_average", "convnext", "swin", "transformers_vit"]
@@ -435,7 +430,7 @@ def test_kinks_and_batch_statistics_get_the_double_backward(model):
 def test_both_penalties_have_to_agree(monkeypatch):
     for cosines in ([1.0, 0.9], [1.0, float("nan")], [float("nan"), 1.0]):
         remaining = iter(cosines)
-        monkeypatch.setattr(gradients, "_cosine", lambda found, expected, r=remaining: next(r))
+        monkeypatch.setattr(engines, "_cosine", lambda found, expected, r=remaining: next(r))
         assert choose_engine(build("convnext"), SIZE).engine == "double_backward"
 
 
@@ -443,9 +438,9 @@ def test_a_gradient_of_zero_agrees_with_nothing():
     model = build("convnext")
     zero = [torch.zeros_like(parameter) for parameter in model.parameters()]
     ones = [torch.ones_like(parameter) for parameter in model.parameters()]
-    assert gradients._cosine(zero, ones) != gradients._cosine(zero, ones)
-    assert gradients._cosine(ones, [None, *ones[1:]]) < 1
-    assert gradients._cosine(ones, [-2 * one for one in ones]) == pytest.approx(-1)
+    assert engines._cosine(zero, ones) != engines._cosine(zero, ones)
+    assert engines._cosine(ones, [None, *ones[1:]]) < 1
+    assert engines._cosine(ones, [-2 * one for one in ones]) == pytest.approx(-1)
 
 
 def test_an_explicit_double_backward_is_tried_and_not_compared():
@@ -573,7 +568,7 @@ def test_nothing_is_left_behind(failing, monkeypatch):
     model.timm_model.conv1.requires_grad_(False)
     model.timm_model.fc.bias.grad = torch.ones_like(model.timm_model.fc.bias)
     if failing:
-        monkeypatch.setattr(gradients, "finite_difference", lambda *args, **kwargs: 1 / 0)
+        monkeypatch.setattr(engines, "finite_difference", lambda *args, **kwargs: 1 / 0)
     before = snapshot(model)
     with torch.no_grad():
         before["grad mode"] = True
