@@ -270,6 +270,6 @@ def test_reentrant_checkpointing_is_named(tmp_path):
     model = build("transformers_vit").train()
     options = {"gradient_engine": "double_backward"}
     trainer = make_trainer(model, tmp_path, guidance="gradmask", guidance_options=options)
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(RuntimeError, match=r"use_reentrant=True.*[Ss]witch gradient checkpointing off"):
         trainer.compute_loss(model, make_batch((64, 64)))

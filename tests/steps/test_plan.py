@@ -327,10 +327,10 @@ def test_reentrant_checkpointing(method, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_trainer(build("transformers_vit"), tmp_path, guidance=method, **kwargs)
     model = build("transformers_vit")
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(ValueError, match=message):
         make_trainer(model, tmp_path, guidance=method)
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if method == "actdiff":
         make_trainer(model, tmp_path, guidance=method)
     make_trainer(build("transformers_vit"), tmp_path, guidance="masked_input", **kwargs)
