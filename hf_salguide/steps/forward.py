@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -52,7 +53,6 @@ class GuidedForward:
         self.training = training
         self.count = len(pictures.pixel_values)
         self.pictures = self._transformed(pictures)
-        self._rows = self.pictures.annotated.nonzero().squeeze(1)
         self._views = self._make_views()
         self._others: dict[str, Any] = {}
         self._source: Tensor | None = None
@@ -64,25 +64,21 @@ class GuidedForward:
     def _transformed(self, pictures: Pictures) -> Pictures:
         for method in self.plan.methods:
             if method.transforms_inputs and (self.training or method.transforms_evaluation):
-                seen = Pictures(
-                    pictures.pixel_values, pictures.saliency, pictures.annotated, self.draws.uniform(method.name)
-                )
-                pictures = Pictures(
-                    method.transform(seen).detach(), pictures.saliency, pictures.annotated, seen.uniform
-                )
+                seen = replace(pictures, uniform=self.draws.uniform(method.name))
+                pictures = replace(pictures, pixel_values=method.transform(seen).detach())
         return pictures
 
+    @cached_property
+    def _rows(self) -> Tensor:
+        """The places of the rows that count, int64. On a GPU the host waits for them, so they are found on demand."""
+        return self.pictures.annotated.nonzero().squeeze(1)
+
     def _make_views(self) -> dict[str, list[Tensor]]:
-        if len(self._rows) == 0:
+        if not self.plan.makes_views or len(self._rows) == 0:
             return {}
         views = {}
         for method in self.plan.methods:
-            seen = Pictures(
-                self.pictures.pixel_values,
-                self.pictures.saliency,
-                self.pictures.annotated,
-                self.draws.uniform(method.name),
-            )
+            seen = replace(self.pictures, uniform=self.draws.uniform(method.name))
             with torch.no_grad():
                 made = method.views(seen.rows(self._rows))
             if made:

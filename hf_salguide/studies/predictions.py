@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..backbones import FeatureCapture, class_maps, data_config, resolve_feature_layer
 from ..data import SaliencyCollator, make_transforms, prepare_dataset
 from ..data.prepare import PreparedDataset, row_name
-from ..guidance import Pictures, get_guidance, list_guidance
+from ..guidance import Guidance, Pictures, get_guidance, list_guidance
 from ..hub import KEY
 from ..metrics import classification_metrics, energy_inside
 from ..steps import Draws, step_saliency
@@ -109,7 +109,7 @@ def predict(
     """
     layer = resolve_feature_layer(model, feature_layer=guided_layer(model))
     trained = saved_block(model) if guidance is None else guidance
-    first = 0
+    transforms, first = _transforms(trained), 0
     batches: dict[str, list[Tensor]] = {
         "probabilities": [],
         "labels": [],
@@ -124,7 +124,7 @@ def predict(
         for batch in _batches(model, dataset, batch_size, num_workers, progress):
             with torch.no_grad():
                 with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture:
-                    logits = model(pixel_values=_pictures(trained, batch, first)).logits.float()
+                    logits = model(pixel_values=_pictures(transforms, trained, batch, first)).logits.float()
                 first += len(logits)
                 labels = batch.get("labels")
                 if map_class == "true" and labels is None:
@@ -155,24 +155,32 @@ def predict(
     )
 
 
-def _pictures(trained: Mapping[str, Any], batch: dict[str, Tensor], first: int) -> Tensor:
-    """The batch's pictures, the rows from `first` on, as the trainer showed them to the model in evaluation."""
-    pixel_values = batch["pixel_values"]
+def _transforms(trained: Mapping[str, Any]) -> list[Guidance]:
+    """The methods of a training that change the pictures in evaluation too."""
     names, options = trained.get("name") or [], trained.get("options") or {}
     known = [name for name in ([names] if isinstance(names, str) else names) if name in list_guidance()]
     methods = [get_guidance(name, **options.get(name, {})) for name in known]
+    return [method for method in methods if method.transforms_evaluation]
+
+
+def _pictures(
+    transforms: Sequence[Guidance], trained: Mapping[str, Any], batch: dict[str, Tensor], first: int
+) -> Tensor:
+    """The batch's pictures, the rows from `first` on, as the trainer showed them to the model in evaluation."""
+    pixel_values = batch["pixel_values"]
+    if not transforms:
+        return pixel_values
     rows = torch.arange(first, first + len(pixel_values), device=pixel_values.device)
     draws = Draws(seed=trained.get("seed", 0), step=-1, rows=rows)
-    for method in methods:
-        if method.transforms_evaluation:
-            saliency, counts = step_saliency(
-                batch,
-                draws,
-                trained.get("empty_mask", "skip"),
-                random=trained.get("random_saliency", False),
-                invert=trained.get("invert_saliency", False),
-            )
-            pixel_values = method.transform(Pictures(pixel_values, saliency, counts, draws.uniform(method.name)))
+    saliency, counts = step_saliency(
+        batch,
+        draws,
+        trained.get("empty_mask", "skip"),
+        random=trained.get("random_saliency", False),
+        invert=trained.get("invert_saliency", False),
+    )
+    for method in transforms:
+        pixel_values = method.transform(Pictures(pixel_values, saliency, counts, draws.uniform(method.name)))
     return pixel_values
 
 

@@ -19,7 +19,6 @@ MAPS = [name for name in TERMS if guidance_class(name).needs_maps]
 every_method = pytest.mark.parametrize("method", METHODS)
 every_term = pytest.mark.parametrize("method", TERMS)
 COLUMNS = {"pooled": 7}
-# Views at a margin of 1 push any two random embeddings apart: the term is positive for each of them.
 
 
 def batch_for(name, **kwargs):
