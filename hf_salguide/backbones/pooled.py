@@ -34,8 +34,9 @@ from .forward import (
     unwrap_model,
 )
 from .layer import FeatureLayer
+from .observe import TOLERANCE
 from .probe import run_tail
-from .resolve import TOLERANCE, fingerprint, resolve_feature_layer
+from .resolve import fingerprint, resolve_feature_layer
 
 PROBES = 2  # pictures a forward
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 
 from hf_salguide.backbones import FeatureCapture, as_classifier, resolve_feature_layer
-from hf_salguide.backbones.probe import map_layouts, run_tail, token_grids
+from hf_salguide.backbones.layouts import map_layouts, token_grids
+from hf_salguide.backbones.probe import run_tail
 
 
 def facts(layer):
