@@ -1,8 +1,10 @@
 """Running a model to look at it, and leaving no trace."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import timm.layers
 import torch
@@ -14,6 +16,7 @@ from ..rng import preserve_rng
 DEFAULT_SIZE = 224  # of models that fix no size and record none
 # How backbones refuse a size: convolutions, assertions of timm, checks of transformers, windows of zero cells.
 REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
+CUT_PICTURES = ("pixel_attention_mask", "spatial_shapes")  # arguments that come with a picture cut into patches
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -57,7 +60,8 @@ def logits_of(output: object) -> Tensor:
 
     Args:
         output (`object`): a tensor, a transformers output with `logits`, or a tuple that starts with the logits (or
-            with a scalar loss and then the logits).
+            with a scalar loss and then the logits). A pair of logits, as timm's distilled models give in training, is
+            averaged, as they do in evaluation.
 
     Returns:
         `Tensor` of shape `(B, K)`.
@@ -66,14 +70,56 @@ def logits_of(output: object) -> Tensor:
         TypeError: if there are none.
     """
     logits = getattr(output, "logits", None)
-    candidates = output if isinstance(output, tuple | list) else [output if logits is None else logits]
-    for candidate in candidates:
-        if isinstance(candidate, Tensor) and candidate.ndim == 2:
-            return candidate
+    given = output if logits is None else logits
+    candidates = given if isinstance(given, tuple | list) else [given]
+    found = [candidate for candidate in candidates if isinstance(candidate, Tensor) and candidate.ndim == 2]
+    if len(candidates) == len(found) == 2 and found[0].shape == found[1].shape:
+        return (found[0] + found[1]) / 2
+    if found:
+        return found[0]
+    fields = f" ({', '.join(map(str, output))})" if isinstance(output, dict) else ""
     raise TypeError(
-        f"the model returned {type(output).__name__} with no logits of shape (batch, classes); wrap it with "
-        "as_classifier, or return a tensor or an output that has `logits`."
+        f"the model returned {type(output).__name__}{fields} with no logits of shape (batch, classes); take a model "
+        "whose forward returns them as a tensor, or as `logits` of its output."
     )
+
+
+def refuse_without_pictures(model: nn.Module | type[nn.Module]) -> None:
+    """
+    Refuses a transformers model that does not read a picture of shape `(B, C, H, W)`, by what its forward declares.
+
+    Modules that declare no `main_input_name` of transformers pass.
+
+    Args:
+        model (`nn.Module` or a class of modules): the model; or its class, before anything is built.
+
+    Raises:
+        ValueError: if its forward takes tokens, patches or sound in place of a picture, or a prompt beside it.
+    """
+    kind = model if isinstance(model, type) else type(unwrap_model(model))
+    main = getattr(kind, "main_input_name", None)
+    taken = inspect.signature(kind.forward).parameters
+    cut = [name for name in CUT_PICTURES if name in taken]
+    if main not in taken:
+        return
+    if "pixel_values" not in taken:
+        reason = f"its forward takes {main}, not pixel_values"
+    elif main == "input_ids":
+        reason = "its forward takes a prompt as well, input_ids"
+    elif cut:
+        reason = f"its forward takes pictures that are cut into patches, with {' and '.join(cut)}"
+    else:
+        return
+    raise ValueError(
+        f"model={kind.__name__} does not read a picture of shape (B, C, H, W): {reason}; take an image classifier "
+        "that needs pixel_values alone."
+    )
+
+
+def picture_config(config: Any) -> Any:
+    """The part of a transformers configuration that describes the pictures: its `vision_config`, where it has one."""
+    vision = getattr(config, "vision_config", None)
+    return config if vision is None else vision
 
 
 def image_pair(image_size: int | Sequence[int], name: str = "image_size") -> tuple[int, int]:
@@ -103,9 +149,10 @@ def input_shape(model: nn.Module, image_size: int | Sequence[int] | None = None)
     config = getattr(model, "config", None)
     pretrained_cfg = getattr(config, "pretrained_cfg", None) or getattr(model, "pretrained_cfg", None) or {}
     recorded = pretrained_cfg.get("input_size")
-    channels = recorded[0] if recorded else getattr(config, "num_channels", 3)
+    described = picture_config(config)
+    channels = recorded[0] if recorded else getattr(described, "num_channels", 3)
     if image_size is None:
-        recorded_size = getattr(config, "image_size", None)
+        recorded_size = getattr(described, "image_size", None)
         image_size = recorded[1:] if recorded else DEFAULT_SIZE if recorded_size is None else recorded_size
     return (channels, *image_pair(image_size))
 
@@ -120,14 +167,24 @@ def probe_images(model: nn.Module, shape: tuple[int, int, int], count: int, seed
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Runs a model in evaluation mode and float arithmetic of its own; training flags and RNG states are restored."""
+    """
+    Runs a model in evaluation mode, in float arithmetic of its own, and not compiled, so that hooks fire.
+
+    Training flags and RNG states are restored.
+    """
     modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    # accelerate's mixed precision is an autocast inside a forward of the instance's own.
+    wrapped = vars(model).get("forward") if "_original_forward" in vars(model) else None
     try:
         model.eval()
-        with preserve_rng(), torch.autocast(device.type, enabled=False):
+        if wrapped is not None:
+            model.forward = vars(model)["_original_forward"]
+        with preserve_rng(), torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
             yield
     finally:
+        if wrapped is not None:
+            model.forward = wrapped
         for module, training in modes:
             module.training = training
 

@@ -32,6 +32,11 @@ class FeatureLayer:
             a hook has to hand on a copy to keep the map that it captured.
         prefix_attention (`bool`, *optional*, defaults to `False`): what comes after the layer attends once, and reads
             the prefix tokens of the result alone, as a class-token transformer's last block does.
+        others (`tuple[FeatureLayer, ...]`, *optional*): further layers that the head reads beside this one, whose grid
+            is the finest. The map is then the sum of the layers' maps, and the read-out `"generic"`.
+
+    Raises:
+        ValueError: for others beside another read-out than `"generic"`, or with others of their own.
     """
 
     name: str
@@ -44,6 +49,26 @@ class FeatureLayer:
     output_index: int | str | None = None
     hand_on_copy: bool = False
     prefix_attention: bool = False
+    others: "tuple[FeatureLayer, ...]" = ()
+
+    def __post_init__(self) -> None:
+        if self.others and (self.readout != "generic" or self.head is not None):
+            raise ValueError(
+                f'readout="{self.readout}", head={self.head!r}: of several layers, {", ".join(self.names)}, none is '
+                'read alone; set readout="generic", head=None.'
+            )
+        if any(other.others for other in self.others):
+            raise ValueError(f"others of {self.name!r} have others of their own; give all the layers in one tuple.")
+
+    @property
+    def parts(self) -> "tuple[FeatureLayer, ...]":
+        """All the layers whose outputs make the map: this one, and the others."""
+        return (self, *self.others)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all the modules whose outputs make the map."""
+        return tuple(part.name for part in self.parts)
 
     @property
     def needs_gradient(self) -> bool:

@@ -1,21 +1,30 @@
-"""A model under observation: what its modules give for noise, and what follows when one of them gives something else."""
+"""A model under observation: what its modules give for noise, and what follows when one gives something else."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from .forward import REFUSALS, describe, probe_images, size_refused
-from .layer import FeatureLayer, Layout
+from .attention import AttentionRecord
+from .forward import REFUSALS, describe, logits_of, probe_images, size_refused
+from .layer import FeatureLayer, replace_output
 from .layouts import map_layouts, token_grids
-from .probe import DryRun, Record, dry_run, run_tail
+from .probe import Record, dry_run, run_tail
 
 PROBES = 3  # pictures a forward
-TOLERANCE = 1e-3  # of the difference that the pictures make
+WIDE_PROBES = 2  # of the forward of wider ones
+TOLERANCE = 1e-3  # of the difference that the pictures make, where numbers are computed in two ways
+CUT_TOLERANCE = 1e-4  # where they are computed in the same way; what is read otherwise has been seen at 2e-4
 ACTIVE_SHARE = 0.5
+NEGLIGIBLE = 1e-4  # weights that are no larger, as fresh layer scales are (1e-5, 1e-6), are taken for zeros
+FAINT = 1e-4  # logits that differ by less, as those of a fresh LeViT do (1e-11), hide what little they depend on
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -26,18 +35,23 @@ class Observation:
     Args:
         model (`nn.Module`): the unwrapped model, in evaluation mode.
         shape (`tuple[int, int, int]`): `(C, H, W)` of the pictures.
+        probes (`int`, *optional*, defaults to 3): how many noise pictures.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, shape: tuple[int, int, int], probes: int = PROBES) -> None:
         self.model = model
         self.shape = shape
         self.size = shape[1:]
-        self.images = probe_images(model, shape, PROBES, seed=0)
+        self.images = probe_images(model, shape, probes, seed=0)
         self.others = self.images.roll(1, dims=0)
         self.generator = torch.Generator().manual_seed(1)
-        self._stretched: DryRun | None = None
+        self.tails = 0  # forwards after the dry run
         self._anew: dict[tuple[object, ...], Tensor] = {}
-        self._at_recorded: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+        self._cuts: dict[tuple[object, ...], bool] = {}
+        self._gradients: dict[tuple[object, ...], Tensor] = {}
+        self.attended: dict[str, int] | None = None  # how often attention had run before a module was through
+        self.attention_shapes: list[torch.Size] = []
+        self.last_attention: Tensor | None = None  # the gradient at its output
         self.weights = torch.empty(0)  # of the logits, random; drawn when their number is known
 
     @contextmanager
@@ -45,23 +59,25 @@ class Observation:
         """Inside, the dry run is done, on a model with no weight that is all zeros."""
         with ExitStack() as stack:
             for name, weight in self.model.named_parameters():
-                if not name.endswith("bias") and not weight.any():
+                if not name.endswith("bias") and weight.numel() and float(weight.detach().abs().max()) <= NEGLIGIBLE:
                     stack.callback(setattr, weight, "data", weight.data)
                     weight.data = self.random_like(weight.data)
-            if not self.observe():
+            self.observe()
+            if self.spread <= max(self.rounding, FAINT):
                 norms = [norm for norm in self.model.modules() if isinstance(norm, BatchNorm)]
                 for buffer in (buffer for norm in norms for buffer in norm.buffers()):
                     stack.callback(buffer.copy_, buffer.clone())
                 self.calibrate(norms)
-                if not self.observe():
-                    raise ValueError(
-                        f"the logits of {describe(self.model)} do not depend on the picture (they differ by "
-                        f"{self.spread:.1e} for different noise), so no layer can be found; check its weights."
-                    )
+                self.observe()
+            if self.spread <= self.rounding:
+                raise ValueError(
+                    f"the logits of {describe(self.model)} do not depend on the picture (they differ by "
+                    f"{self.spread:.1e} for different noise), so no layer can be found; check its weights."
+                )
             yield
 
-    def observe(self) -> bool:
-        """Does the dry run; whether the logits depend on the picture by more than rounding."""
+    def observe(self) -> None:
+        """Does the dry run."""
         try:
             self.run = dry_run(self.model, self.images)
         except REFUSALS as error:
@@ -69,9 +85,36 @@ class Observation:
         self.spread = float((self.run.logits - self.run.logits.roll(1, dims=0)).abs().max())
         self.weights = self.random_like(self.run.logits)
         self.rounding = 1e-6 * float(self.run.logits.abs().max())
-        maps = [record.tensor.shape for record in self.run.records if record.tensor.ndim == 4]
-        self.grids = {grid for shape in maps for _, grid in map_layouts(shape, self.size)}
-        return self.spread > self.rounding
+        self.grids = self.grids_in_turn()
+
+    def grids_in_turn(self) -> set[tuple[int, int]]:
+        """
+        The grids that the picture goes through: the first that is seen, and from there on all that are 4-D maps, or
+        tokens that are as many as those of one seen before, or of one half as fine.
+        """
+        grids: set[tuple[int, int]] = set()
+        for record in self.run.records:
+            if record.tensor.ndim == 4:
+                grids.update(grid for _, grid in map_layouts(record.tensor.shape, self.size))
+                continue
+            found = [grid for _, grid in token_grids(record.tensor.shape, self.size)]
+            halves = {(math.ceil(height / 2), math.ceil(width / 2)) for height, width in grids}
+            halves |= {(height // 2, width // 2) for height, width in grids}
+            grids.update(found[:1] if not grids else [grid for grid in found if grid in halves])
+        return grids
+
+    @cached_property
+    def wide(self) -> "Observation | None":
+        """The same of pictures twice as wide, if the model takes them and does not squeeze them itself."""
+        channels, height, width = self.shape
+        wide = Observation(self.model, (channels, height, 2 * width), WIDE_PROBES)
+        try:
+            wide.observe()
+        except ValueError:
+            return None
+        shapes = {(other.name, other.index): other.tensor.shape[1:] for other in wide.run.records}
+        grown = any(shapes.get((record.name, record.index)) != record.tensor.shape[1:] for record in self.run.records)
+        return wide if grown else None
 
     def calibrate(self, norms: Sequence[BatchNorm]) -> None:
         """
@@ -106,51 +149,108 @@ class Observation:
         """The order of preference among modules that give the same tensor."""
         module = self.model.get_submodule(record.name)
         bare = next(module.parameters(), None) is None
-        return (isinstance(module, CONTAINERS), record.index is not None, bare, -record.name.count("."))
+        return (
+            isinstance(module, CONTAINERS),
+            record.index is not None,
+            bare,
+            -record.name.count("."),
+        )
+
+    def record(self, name: str, index: int | str | None) -> Record | None:
+        """What a module gave, if it ran once and gave something."""
+        return next(
+            (other for other in self.run.records if (other.name, other.index) == (name, index)),
+            None,
+        )
 
     def reading(self, record: Record) -> FeatureLayer | None:
         """The record as a layer with a layout, its read-out still open; `None` if it is not spatial."""
         shape = record.tensor.shape
         name, index, copied = record.name, record.index, record.overwritten
         if record.tensor.ndim == 3:
-            grids = token_grids(shape, self.size)
-            if not grids:
+            tokens = self.token_reading(record)
+            if tokens is None:
                 return None
-            # The patches' grid, or one that they were merged to, has mostly been a 4-D map before.
-            prefix, grid = min(grids, key=lambda found: found[1] not in self.grids)
-            return FeatureLayer(name, "NLC", grid, shape[2], prefix, output_index=index, hand_on_copy=copied)
+            prefix, grid = tokens
+            return FeatureLayer(
+                name,
+                "NLC",
+                grid,
+                shape[2],
+                prefix,
+                output_index=index,
+                hand_on_copy=copied,
+            )
         readings = map_layouts(shape, self.size)
-        if len(readings) > 1:
-            readings = self.stretched_reading(record) or readings
+        if len(readings) > 1 and self.wide is not None:
+            other = self.wide.record(name, index)
+            wider = map_layouts(other.tensor.shape, self.wide.size) if other is not None else []
+            if wider:  # Which edge grew?
+                readings = [reading for reading in readings if reading[0] == wider[0][0]] or readings
         if not readings:
             return None
-        layout = readings[0][0]
-        grid, channels = ((shape[2], shape[3]), shape[1]) if layout == "NCHW" else ((shape[1], shape[2]), shape[3])
+        layout, grid = readings[0]
+        channels = shape[1] if layout == "NCHW" else shape[3]
         return FeatureLayer(name, layout, grid, channels, output_index=index, hand_on_copy=copied)
 
-    def stretched_reading(self, record: Record) -> list[tuple[Layout, tuple[int, int]]]:
-        """The layouts of the same output for a picture twice as wide, if the model takes one: which edge grew?"""
-        if self._stretched is None:
-            channels, height, width = self.shape
-            wide = (channels, height, 2 * width)
-            try:
-                self._stretched = dry_run(self.model, probe_images(self.model, wide, PROBES, seed=0))
-            except REFUSALS:
-                self._stretched = DryRun(self.run.logits, [], {}, {})
-        for other in self._stretched.records:
-            if (other.name, other.index) == (record.name, record.index):
-                return map_layouts(other.tensor.shape, (self.size[0], 2 * self.size[1]))
-        return []
+    def reading_as(self, record: Record, layer: FeatureLayer) -> FeatureLayer | None:
+        """The record in the layout of a layer that was found on smaller pictures; `None` if it does not fit."""
+        shape = record.tensor.shape
+        if layer.layout == "NLC" and len(shape) == 3:
+            grids = [grid for prefix, grid in token_grids(shape, self.size) if prefix == layer.num_prefix_tokens]
+        elif layer.layout != "NLC" and len(shape) == 4:
+            grids = [grid for layout, grid in map_layouts(shape, self.size) if layout == layer.layout]
+        else:
+            grids = []
+        return replace(layer, grid=grids[0]) if grids else None
 
-    def tail(self, record: Record, tensor: Tensor) -> Tensor:
-        return run_tail(self.model, self.others, (record.name, record.index, tensor))
+    def token_reading(self, record: Record, channels_first: bool = False) -> tuple[int, tuple[int, int]] | None:
+        """
+        Prefix tokens and grid of a 3-D output `(B, tokens, C)`, or `(B, C, tokens)` with `channels_first`.
+
+        As many tokens as a grid has cells may be no grid at all (the latents of a Perceiver): their number has to
+        grow with the picture, or, where the model takes no other, to have come from a grid seen before.
+        """
+
+        def shape(one: Record) -> torch.Size:
+            return one.tensor.mT.shape if channels_first else one.tensor.shape
+
+        readings = token_grids(shape(record), self.size)
+        # The patches' grid, or one that they were merged to, has mostly been seen before.
+        readings.sort(key=lambda reading: reading[1] not in self.grids)
+        if not readings:
+            return None
+        if self.wide is None:
+            return readings[0] if readings[0][1] in self.grids else None
+        other = self.wide.record(record.name, record.index)
+        wider = token_grids(shape(other), self.wide.size) if other is not None else []
+        for prefix, (height, width) in readings:
+            if any(found[0] == prefix and found[1][0] == height and found[1][1] > width for found in wider):
+                return prefix, (height, width)
+        return None
+
+    def tail(self, *outputs: tuple[str, int | str | None, Tensor]) -> Tensor:
+        """The logits of other pictures, with modules' outputs exchanged: `(name, index, tensor)` each."""
+        self.tails += 1
+        return run_tail(self.model, self.others, *outputs)
 
     def cuts(self, record: Record) -> bool:
-        return self.as_recorded(self.at_recorded(record)[0])
+        """The cut test: with this output of the recorded pictures, others give the logits of the recorded ones."""
+        if record.key not in self._cuts:
+            exchanged = (record.name, record.index, self.recorded(record))
+            if record.key in self._gradients:
+                self._cuts[record.key] = self.as_recorded(self.tail(exchanged))
+            else:
+                self.gradient_at(record)
+        return self._cuts[record.key]
+
+    def cut_together(self, outputs: Sequence[tuple[str, int | str | None, Tensor]]) -> bool:
+        """The cut test of several outputs of the recorded pictures at once."""
+        return self.as_recorded(self.tail(*outputs))
 
     def as_recorded(self, logits: Tensor) -> bool:
-        """Whether other pictures gave the logits of the recorded ones."""
-        return float((logits - self.run.logits).abs().max()) <= TOLERANCE * self.spread + self.rounding
+        """Whether the logits are those of the recorded pictures."""
+        return float((logits - self.run.logits).abs().max()) <= CUT_TOLERANCE * self.spread + self.rounding
 
     def recorded(self, record: Record) -> Tensor:
         """The output as it left the module, computed anew where a later operation has written into it."""
@@ -170,21 +270,61 @@ class Observation:
         self._anew[record.key] = kept[0]
         return kept[0]
 
-    def at_recorded(self, record: Record) -> tuple[Tensor, Tensor]:
-        """[`gradient`] at the recorded output."""
-        if record.key not in self._at_recorded:
-            self._at_recorded[record.key] = self.gradient(record, self.recorded(record))
-        return self._at_recorded[record.key]
+    def gradient_at(self, record: Record) -> Tensor:
+        """The gradient of the logits' weighted sum at the recorded output."""
+        if record.key not in self._gradients:
+            logits, self._gradients[record.key] = self.gradient(record, self.recorded(record))
+            self._cuts[record.key] = self.as_recorded(logits)
+        return self._gradients[record.key]
+
+    def look_at_all(self) -> None:
+        """All of [`gradient_at`] in one pass, for searches that have to look at more than one or two outputs."""
+        if self.attended is not None:
+            return
+        outputs: dict[tuple[object, ...], Tensor] = {}
+        attention = AttentionRecord()
+        self.attended = attended = {}
+
+        def keep(record: Record) -> Callable[[nn.Module, Any, Any], Any]:
+            def hook(module: nn.Module, args: Any, output: Any) -> Any:
+                tensor = output if record.index is None else output[record.index]
+                outputs[record.key] = tensor
+                attended[record.name] = len(attention.outputs)
+                # A copy: what follows may write into it.
+                return replace_output(output, record.index, tensor.clone())
+
+            return hook
+
+        with ExitStack() as stack:
+            for record in self.representatives():
+                module = self.model.get_submodule(record.name)
+                stack.callback(module.register_forward_hook(keep(record)).remove)
+            stack.enter_context(attention)
+            logits = logits_of(self.model(self.images.clone().requires_grad_()))  # the model may be frozen
+        self.attention_shapes = [output.shape for output in attention.outputs]
+        # What is computed without a graph (a backbone inside no_grad) is left to be looked at singly.
+        reached = {key: output for key, output in outputs.items() if output.requires_grad}
+        wanted = [*reached.values(), *(output for output in attention.outputs[-1:] if output.requires_grad)]
+        if not wanted:
+            return
+        found = list(torch.autograd.grad(logits, wanted, grad_outputs=self.weights, allow_unused=True))
+        if len(wanted) > len(reached):
+            self.last_attention = found.pop()
+        for (key, output), gradient in zip(reached.items(), found, strict=True):
+            self._gradients[key] = torch.zeros_like(output) if gradient is None else gradient
 
     def gradient(self, record: Record, tensor: Tensor) -> tuple[Tensor, Tensor]:
         """The logits for `tensor` in the layer's place, and the gradient of their weighted sum."""
         leaf = tensor.detach().clone().requires_grad_()
-        logits = self.tail(record, leaf)
+        exchanged = (record.name, record.index, leaf)
+        logits = self.tail(exchanged)
+        if not logits.requires_grad:
+            logits = run_tail(self.model, self.others, exchanged, graph=True)
         if not logits.requires_grad:
             return logits, torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(logits, leaf, grad_outputs=self.weights, allow_unused=True)
         return logits.detach(), torch.zeros_like(leaf) if gradient is None else gradient
 
     def active_share(self, record: Record, layer: FeatureLayer) -> float:
-        gradient = layer.to_maps(self.at_recorded(record)[1])
+        gradient = layer.to_maps(self.gradient_at(record))
         return float((gradient.abs().sum(dim=1) > 0).float().mean())

@@ -24,7 +24,12 @@ class Record:
     @property
     def key(self) -> tuple[Any, ...]:
         """The same for modules that gave the very same tensor: a block, the container round it, an identity."""
-        return (self.tensor.data_ptr(), self.version, self.tensor.shape, self.tensor.stride())
+        return (
+            self.tensor.data_ptr(),
+            self.version,
+            self.tensor.shape,
+            self.tensor.stride(),
+        )
 
     @property
     def overwritten(self) -> bool:
@@ -44,17 +49,28 @@ def tensors_of(output: Any) -> Iterator[tuple[int | str | None, Tensor]]:
 
 @dataclass
 class DryRun:
-    """What one forward showed: the logits, the maps that may be spatial, and every module's calls and last shapes."""
+    """
+    What one forward showed.
+
+    Attributes:
+        logits (`Tensor` of shape `(B, K)`): the logits.
+        records (`list[Record]`): what may be a map, of modules that ran once, in the order in which they returned.
+        several (`dict`): all that a module gave which gave several tensors; parts of a picture may lie in the batch.
+        calls (`dict`): how often each module ran.
+        shapes (`dict`): what each gave in its last call.
+    """
 
     logits: Tensor
     records: list[Record]
+    several: dict[str, list[Record]]
     calls: dict[str, int]
     shapes: dict[str, list[tuple[int, ...]]]
 
 
 def dry_run(model: nn.Module, images: Tensor) -> DryRun:
-    """One forward without gradient. The records keep the order in which the modules returned."""
+    """One forward without gradient."""
     records: list[Record] = []
+    several: dict[str, list[Record]] = {}
     calls: dict[str, int] = {}
     shapes: dict[str, list[tuple[int, ...]]] = {}
 
@@ -63,9 +79,13 @@ def dry_run(model: nn.Module, images: Tensor) -> DryRun:
             calls[name] = calls.get(name, 0) + 1
             tensors = list(tensors_of(output))
             shapes[name] = [tuple(tensor.shape) for _, tensor in tensors]
-            for index, tensor in tensors:
-                if tensor.ndim in (3, 4) and len(tensor) == len(images) and tensor.is_floating_point():
-                    records.append(Record(name, index, tensor, tensor._version))
+            floating = [
+                Record(name, index, tensor, tensor._version)
+                for index, tensor in tensors
+                if tensor.ndim > 1 and len(tensor) % len(images) == 0 and tensor.is_floating_point()
+            ]
+            records.extend(it for it in floating if it.tensor.ndim in (3, 4) and len(it.tensor) == len(images))
+            several[name] = floating
 
         return note
 
@@ -74,14 +94,24 @@ def dry_run(model: nn.Module, images: Tensor) -> DryRun:
             if name:
                 stack.callback(module.register_forward_hook(hook(name)).remove)
         logits = logits_of(model(images))
-    return DryRun(logits, [record for record in records if calls[record.name] == 1], calls, shapes)
+    once = [record for record in records if calls[record.name] == 1]
+    return DryRun(
+        logits,
+        once,
+        {name: those for name, those in several.items() if len(those) > 1},
+        calls,
+        shapes,
+    )
 
 
-def run_tail(model: nn.Module, images: Tensor, *outputs: tuple[str, int | str | None, Tensor]) -> Tensor:
+def run_tail(
+    model: nn.Module, images: Tensor, *outputs: tuple[str, int | str | None, Tensor], graph: bool = False
+) -> Tensor:
     """
     The logits with modules' outputs exchanged: `(name, index, tensor)` each.
 
-    Differentiable in a tensor that requires a gradient; what comes before it is computed without a graph.
+    Differentiable in a tensor that requires a gradient; what comes before it is computed without a graph, unless
+    `graph` is set: a model that runs a part of itself under `no_grad` ends there with the mode that it began with.
     """
 
     def exchange(index: int | str | None, tensor: Tensor) -> Callable[[nn.Module, Any, Any], Any]:
@@ -93,7 +123,7 @@ def run_tail(model: nn.Module, images: Tensor, *outputs: tuple[str, int | str | 
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, torch.set_grad_enabled(graph):
         for name, index, tensor in outputs:
             stack.callback(model.get_submodule(name).register_forward_hook(exchange(index, tensor)).remove)
         return logits_of(model(images))

@@ -1,41 +1,49 @@
 """How the logits read a layer: exactly, uniformly or otherwise, through a norm, through the class token alone."""
 
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .attention import AttentionRecord
-from .forward import logits_of
-from .layer import FeatureLayer, Readout
+from .layer import FeatureLayer
 from .observe import ACTIVE_SHARE, TOLERANCE, Observation
-from .probe import Record, run_tail
+from .probe import Record
 
 
 def classify(seen: Observation, record: Record, layer: FeatureLayer) -> FeatureLayer:
+    """
+    The layer with its read-out, and the head of an exact one.
+
+    Two maps are looked at, the recorded one and a random one. Where the gradient is the same at every position, it is
+    uniform. Where it is the same for both maps too, and so is what remains of the logit when map times gradient is
+    taken off, the bias, the logit is affine in the map's mean.
+    """
     recorded = seen.recorded(record)
     drawn = seen.random_like(recorded) * (recorded.std() + recorded.mean().abs())
-    at_recorded, at_drawn = seen.at_recorded(record), seen.gradient(record, drawn)
-    bias = seen.tail(record, torch.zeros_like(recorded))
-    at_sum = seen.tail(record, recorded + drawn)
-    allowed = TOLERANCE * float((at_drawn[0] - bias).abs().max()) + seen.rounding
-    affine = float((at_recorded[0] + at_drawn[0] - at_sum - bias).abs().max()) <= allowed
-    uniform = complete = True
-    for features, (logits, gradient) in ((recorded, at_recorded), (drawn, at_drawn)):
+    at_recorded = (seen.run.logits, seen.gradient_at(record))
+    points = ((recorded, at_recorded), (drawn, seen.gradient(record, drawn)))
+    found = []
+    for features, (logits, gradient) in points:
         gradients = layer.to_maps(gradient)
-        deviation = (gradients - gradients.mean(dim=(2, 3), keepdim=True)).abs().amax(dim=(1, 2, 3))
-        uniform &= bool((deviation <= TOLERANCE * gradients.abs().amax(dim=(1, 2, 3))).all())
+        if (gradients - gradients.mean(dim=(2, 3), keepdim=True)).abs().max() > TOLERANCE * gradients.abs().max():
+            return layer
         # Over the grid alone: what prefix tokens add is not on the map.
         from_map = (gradients * layer.to_maps(features)).sum(dim=(1, 2, 3))
-        from_logits = (seen.weights * (logits - bias)).sum(dim=1)
-        allowed = TOLERANCE * float(from_logits.abs().max()) + seen.rounding
-        complete &= float((from_map - from_logits).abs().max()) <= allowed
-    readout: Readout = "generic"
-    if uniform:
-        readout = "exact" if affine and complete else "uniform"
-    head = _head(seen, gradients.sum(dim=(2, 3))) if readout == "exact" else None
-    return replace(layer, readout=readout, head=head)
+        found.append(
+            (
+                gradients.sum(dim=(2, 3)),
+                (seen.weights * logits).sum(dim=1) - from_map,
+                from_map,
+            )
+        )
+    (gradient, bias, from_map), (other_gradient, other_bias, other_from_map) = found
+    same = (gradient - other_gradient).abs().max() <= TOLERANCE * gradient.abs().max()
+    scale = torch.maximum(from_map.abs().max(), other_from_map.abs().max())
+    complete = (bias - other_bias).abs().max() <= TOLERANCE * scale + seen.rounding
+    if not (same and complete):
+        return replace(layer, readout="uniform")
+    return replace(layer, readout="exact", head=_head(seen, gradient))
 
 
 def vanishes(seen: Observation, record: Record, layer: FeatureLayer) -> bool:
@@ -47,52 +55,85 @@ def vanishes(seen: Observation, record: Record, layer: FeatureLayer) -> bool:
     """
     if layer.readout != "generic":
         return False
-    products = layer.to_maps(seen.recorded(record)) * layer.to_maps(seen.at_recorded(record)[1])
+    return cancels(layer.to_maps(seen.recorded(record)) * layer.to_maps(seen.gradient_at(record)))
+
+
+def cancels(products: Tensor) -> bool:
+    """Whether the sum over the channels of `(B, C, h, w)` is zero everywhere, though its summands are not."""
     return bool(products.sum(dim=1).abs().max() <= TOLERANCE * products.abs().sum(dim=1).max())
 
 
-def behind_the_norm(seen: Observation, record: Record, layer: FeatureLayer) -> FeatureLayer:
+def behind(
+    seen: Observation,
+    record: Record,
+    layer: FeatureLayer,
+    beside: Sequence[Record] = (),
+) -> tuple[Record, FeatureLayer] | None:
     """
-    The first output behind a layer through which all is read that the logits take from the layer's grid.
+    The first output behind a cut through which all is read that the logits take from its grid, if there is one.
 
-    The prefix tokens may go another way (the class token's residual does). The layer itself, if there is none.
+    Args:
+        seen (`Observation`): the model.
+        record (`Record`): an output that, with those of `beside`, separates the picture from the logits.
+        layer (`FeatureLayer`): its layout. The prefix tokens may go another way (the class token's residual does).
+        beside (`Sequence[Record]`, *optional*): other outputs of the same module.
     """
-    recorded = seen.recorded(record)
-    kept = layer.num_prefix_tokens if layer.layout == "NLC" else 0
     records = seen.representatives()
     keys = [other.key for other in records]
-    elsewhere = torch.roll(recorded, 1, dims=0)
-    if kept:
-        elsewhere[:, :kept] = recorded[:, :kept]
     for other in records[keys.index(record.key) + 1 :]:
         found = seen.reading(other)
         if found is None or (found.layout, found.grid) != (layer.layout, layer.grid):
             continue
-        exchanged = [(record.name, record.index, elsewhere), (other.name, other.index, seen.recorded(other))]
         if (
             found.num_prefix_tokens == layer.num_prefix_tokens
-            and seen.as_recorded(run_tail(seen.model, seen.others, *exchanged))
+            and holds_the_grid(seen, other, record, layer, beside)
             and seen.active_share(other, found) > ACTIVE_SHARE
             and not vanishes(seen, other, found)
         ):
-            return found
-    return layer
+            return other, found
+    return None
+
+
+def holds_the_grid(
+    seen: Observation,
+    other: Record,
+    record: Record,
+    layer: FeatureLayer,
+    beside: Sequence[Record] = (),
+) -> bool:
+    """Whether with `other` as recorded the logits stay, whatever the grid at the cut before it (see [`behind`])."""
+    recorded = seen.recorded(record)
+    elsewhere = torch.roll(recorded, 1, dims=0)
+    kept = layer.num_prefix_tokens if layer.layout == "NLC" else 0
+    if kept:
+        elsewhere[:, :kept] = recorded[:, :kept]
+    exchanged = [
+        (record.name, record.index, elsewhere),
+        (other.name, other.index, seen.recorded(other)),
+    ]
+    for partner in beside:
+        tensor = seen.recorded(partner)
+        # It may hold the parts of a picture as pictures of their own.
+        exchanged.append(
+            (
+                partner.name,
+                partner.index,
+                torch.roll(tensor, len(tensor) // len(seen.images), dims=0),
+            )
+        )
+    return seen.cut_together(exchanged)
 
 
 def with_attention(seen: Observation, layer: FeatureLayer) -> FeatureLayer:
     """Notes whether the layer's tail attends once, over its tokens, and only the prefix tokens' rows are read."""
     if layer.readout != "generic" or layer.layout != "NLC" or not layer.num_prefix_tokens:
         return layer
-    record = AttentionRecord()
-    module = seen.model.get_submodule(layer.name)
-    with ExitStack() as stack, torch.enable_grad():
-        handle = module.register_forward_hook(lambda *_: stack.enter_context(record) and None)
-        stack.callback(handle.remove)
-        logits = logits_of(seen.model(seen.images.clone().requires_grad_()))  # the model may be frozen
+    seen.look_at_all()
+    before = (seen.attended or {}).get(layer.name, 0)
     tokens = layer.num_prefix_tokens + layer.grid[0] * layer.grid[1]
-    if len(record.outputs) != 1 or record.outputs[0].shape[-2] != tokens:
+    if [shape[-2] for shape in seen.attention_shapes[before:]] != [tokens]:
         return layer
-    (gradient,) = torch.autograd.grad((seen.weights * logits).sum(), record.outputs[0], allow_unused=True)
+    gradient = seen.last_attention
     unread = gradient is not None and not gradient[..., layer.num_prefix_tokens :, :].any()
     return replace(layer, prefix_attention=bool(unread))
 

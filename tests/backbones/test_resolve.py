@@ -193,7 +193,7 @@ def test_a_named_layer_inside_a_block_that_starts_as_zero_is_read():
         (
             "test_resnet",
             "layer9",
-            r'"layer9" is not a module of .*; the resolver would pick "timm_model',
+            r'"layer9" is not a module of .*; the nearest are "timm_model.layer',
         ),
         ("test_resnet", "timm_model.fc", r"gives \(3, 3\) for pictures .* no spatial map; the resolver would pick"),
         ("test_resnet", "timm_model.global_pool", r"no spatial map"),
@@ -300,9 +300,18 @@ class Draws(Net):
 
 
 def test_several_branches_are_an_error_that_names_the_way_out():
-    with pytest.raises(ValueError, match=r'(?s)no single layer of TwoBranches separates.*feature_layer="..."'):
-        resolve_feature_layer(TwoBranches(), 64)
-    assert resolve_feature_layer(TwoBranches(), 64, feature_layer="stem").readout == "generic"
+    model = TwoBranches()
+    with pytest.raises(ValueError, match=r'no single layer of TwoBranches .*feature_layer=\["other", "stem"\]'):
+        resolve_feature_layer(model, 64)
+    layer = resolve_feature_layer(model, 64, feature_layer=["other", "stem"])
+    assert (layer.name, layer.grid, layer.readout, layer.names) == ("stem", (8, 8), "generic", ("stem", "other"))
+    assert layer.others[0].grid == (4, 4)
+
+
+def test_a_layer_that_is_bypassed_is_a_warning(caplog):
+    layer = resolve_feature_layer(TwoBranches(), 64, feature_layer="stem")
+    assert (layer.readout, layer.others) == ("generic", ())
+    assert 'feature_layer="stem" is bypassed' in caplog.text
 
 
 def test_a_module_that_runs_twice_is_passed_over():

@@ -84,7 +84,7 @@ def test_a_multi_label_head(tmp_path):
 
 
 def test_a_feature_layer_that_does_not_exist(tmp_path):
-    with pytest.raises(ValueError, match='feature_layer="layer9".*resolver would pick'):
+    with pytest.raises(ValueError, match='feature_layer="layer9" is not a module.*the nearest are "timm_model.layer'):
         make_trainer(build("resnet"), tmp_path, feature_layer="layer9")
 
 

@@ -1,0 +1,330 @@
+"""Where the search for the last map ends, what it costs, and for whom its result is kept."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import transformers
+from backbones.zoo import CASES, NAMES
+from torch import nn
+
+from hf_salguide.backbones import as_classifier, resolve_feature_layer
+from hf_salguide.backbones.resolve import _by_configuration
+
+PERCEIVER = {
+    "num_latents": 16,  # as many as a grid of 4 x 4 has cells
+    "d_latents": 16,
+    "num_blocks": 1,
+    "num_self_attends_per_block": 1,
+    "num_self_attention_heads": 1,
+    "num_cross_attention_heads": 1,
+    "image_size": 64,
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    _by_configuration.clear()
+
+
+def calls_of(model):
+    calls = []
+    model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    return calls
+
+
+# -- what is no grid
+
+
+@pytest.mark.parametrize("kind", ["Learned", "Fourier", "ConvProcessing"])
+def test_latents_are_no_grid(kind):
+    torch.manual_seed(0)
+    model = getattr(transformers, f"PerceiverForImageClassification{kind}")(transformers.PerceiverConfig(**PERCEIVER))
+    with pytest.raises(ValueError, match=r"bottleneck behind its last map: .* 16 tokens .* no grid"):
+        resolve_feature_layer(model, 64)
+
+
+class Latents(nn.Module):
+    """Patches, read by a fixed number of latents, which one more block mixes before the head."""
+
+    def __init__(self, latents):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 16, stride=16)
+        self.latents = nn.Parameter(torch.randn(latents, 16))
+        self.attention = nn.MultiheadAttention(16, 1, batch_first=True)
+        self.block = nn.Linear(16, 16)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).mT
+        latents = self.attention(self.latents.expand(len(x), -1, -1), tokens, tokens)[0]
+        return self.fc(self.block(latents).tanh().mean(1))
+
+
+@pytest.mark.parametrize("latents", [16, 19, 23])
+def test_tokens_whose_number_stays_are_no_grid(latents):
+    """At 64 px 16 latents are as many as patches, and 19 and 23 as many as patches behind 3 and 7 prefix tokens."""
+    with pytest.raises(ValueError, match=rf"the {latents} tokens of"):
+        resolve_feature_layer(Latents(latents), 64)
+
+
+class ChannelsFirst(nn.Module):
+    """Its tokens lie behind the channels, `(B, C, tokens)`, from the last convolution on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 16, stride=16)
+        self.mix = nn.Conv1d(16, 16, 1)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.fc(self.mix(self.patches(x).flatten(2)).tanh().mean(2))
+
+
+def test_tokens_behind_the_channels_are_no_bottleneck():
+    assert resolve_feature_layer(ChannelsFirst(), 64).name == "patches"
+
+
+class Squeezes(nn.Module):
+    """Resizes its pictures itself, so that wider ones have no more patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = timm.create_model("test_vit", num_classes=3, img_size=64, global_pool="avg", fc_norm=False)
+
+    def forward(self, x):
+        return self.model(nn.functional.interpolate(x, (64, 64)))
+
+
+def test_a_model_that_resizes_its_pictures():
+    layer = resolve_feature_layer(Squeezes(), 64)
+    assert (layer.name, layer.grid, layer.readout) == ("model.norm", (4, 4), "exact")
+
+
+def test_a_fresh_levit_is_not_taken_for_linear():
+    """Its signal is 1e-11: batch statistics are set to the noise's, else attention would not matter to its logits."""
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 2], "key_dim": [4, 4, 4]}
+    model = transformers.LevitForImageClassification(transformers.LevitConfig(image_size=64, **sizes))
+    layer = resolve_feature_layer(model, 64)
+    assert (layer.name, layer.grid, layer.readout) == ("levit.encoder.stages.1.layers.1", (2, 2), "generic")
+
+
+# -- cuts of several parts
+
+
+class Streams(nn.Module):
+    """Patches with a class token, and parts of patches in the batch, side by side through blocks (as in TNT)."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.Linear(8, 8)
+            self.into = nn.Linear(32, 16)
+            self.norm = nn.LayerNorm(16)
+            self.attention = nn.MultiheadAttention(16, 1, batch_first=True)
+
+        def forward(self, parts, tokens):
+            parts = parts + self.parts(parts).tanh()
+            patches = tokens[:, 1:] + self.into(parts.flatten(1)).unflatten(0, (len(tokens), -1))
+            tokens = torch.cat([tokens[:, :1], patches], dim=1)
+            normed = self.norm(tokens)
+            return parts, tokens + self.attention(normed, normed, normed)[0]
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 16, stride=16)
+        self.stem = nn.Conv2d(3, 8, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.blocks = nn.ModuleList([self.Block() for _ in range(3)])
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        patches = self.patches(x).flatten(2).mT
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], dim=1)
+        parts = nn.functional.unfold(self.stem(x), 2, stride=2).mT.reshape(-1, 8, 4).mT
+        for block in self.blocks:
+            parts, tokens = block(parts, tokens)
+        return self.fc(tokens[:, 0])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_a_block_that_hands_on_two_tensors(size):
+    layer = resolve_feature_layer(Streams(), size)
+    assert (layer.name, layer.num_prefix_tokens, layer.readout) == ("blocks.2.norm", 1, "generic")
+    assert layer.grid == (size[0] // 16, size[1] // 16)
+
+
+class Pyramid(nn.Module):
+    """Three scales, pooled and concatenated; what comes before the scales holds everything."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.stages = nn.ModuleList([nn.Conv2d(8, 8, 2, stride=2) for _ in range(3)])
+        self.mixes = nn.ModuleList([nn.Sequential(nn.Conv2d(8, 8, 1), nn.Tanh()) for _ in range(3)])
+        self.fc = nn.Linear(24, 3)
+
+    def forward(self, x):
+        x, pooled = self.stem(x), []
+        for stage, mix in zip(self.stages, self.mixes, strict=True):
+            x = mix(stage(x))
+            pooled.append(x.mean((2, 3)))
+        return self.fc(torch.cat(pooled, dim=1))
+
+
+def test_scales_that_are_read_side_by_side_are_an_error_that_names_them():
+    with pytest.raises(ValueError, match=r"read side by side; name them: feature_layer=\[(.*)\]") as caught:
+        resolve_feature_layer(Pyramid(), 64)
+    names = [name.strip('"') for name in str(caught.value).partition("[")[2].partition("]")[0].split(", ")]
+    layer = resolve_feature_layer(Pyramid(), 64, feature_layer=names)
+    assert [part.grid for part in (layer, *layer.others)] == [(8, 8), (4, 4), (2, 2)]
+
+
+def test_a_layer_that_is_read_through_another_alone_has_no_place_beside_it():
+    model = CASES["resnet18"].build()
+    with pytest.raises(ValueError, match=r'the logits read "timm_model.layer3.1" through the others alone'):
+        resolve_feature_layer(model, feature_layer=["timm_model.layer3.1", "timm_model.layer4.1"])
+
+
+@pytest.mark.parametrize("names", [["timm_model.layer4.1", "timm_model.layer4.1"], []])
+def test_a_list_of_one_layer_twice_or_of_none(names):
+    with pytest.raises(ValueError, match="give one name, or several different ones"):
+        resolve_feature_layer(CASES["resnet18"].build(), feature_layer=names)
+
+
+class Normed(Pyramid):
+    """Every cell is read through a norm, which does not see its scale: map times gradient is zero."""
+
+    def forward(self, x):
+        x, pooled = self.stem(x), []
+        for stage, mix in zip(self.stages, self.mixes, strict=True):
+            x = mix(stage(x))
+            pooled.append(nn.functional.normalize(x, dim=1).mean((2, 3)))
+        return self.fc(torch.cat(pooled, dim=1))
+
+
+def test_layers_that_are_each_read_through_a_norm_are_a_warning(caplog):
+    names = ["mixes.0.1", "mixes.1.1", "mixes.2.1"]
+    resolve_feature_layer(Pyramid(), 64, feature_layer=names)
+    assert not caplog.text
+    resolve_feature_layer(Normed(), 64, feature_layer=names)
+    assert '"mixes.2.1" is read through a norm alone' in caplog.text
+    assert '"mixes.0.1" is read through' in caplog.text
+
+
+class OnlySquare(nn.Module):
+    """Of a picture that is not square the head reads the picture itself as well."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 8, stride=8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        logits = self.fc(self.stem(x).mean((2, 3)))
+        return logits if x.shape[2] == x.shape[3] else logits + x.mean((2, 3))
+
+
+def test_a_layer_has_to_stand_on_pictures_that_are_not_square():
+    with pytest.raises(ValueError, match="no single layer"):
+        resolve_feature_layer(OnlySquare(), 64)
+
+
+# -- weights that hide what is read
+
+
+@pytest.mark.parametrize("init_values", [1e-6, 1.0])
+def test_small_layer_scales_change_nothing(init_values):
+    model = as_classifier(
+        "cait_xxs24_224", label_names=NAMES, image_size=64, embed_dim=24, depth=3, num_heads=2, init_values=init_values
+    )
+    layer = resolve_feature_layer(model)
+    assert (layer.name, layer.grid, layer.num_prefix_tokens) == ("timm_model.blocks.2", (4, 4), 0)
+
+
+class Sealed(nn.Module):
+    """A frozen backbone that is run without a graph, under a head that reads the class token."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.vit = timm.create_model("test_vit", num_classes=0, img_size=64)
+        self.vit.blocks = self.vit.blocks[: -1 if last else None]
+        self.last = timm.create_model("test_vit", img_size=64).blocks[-1] if last else nn.Identity()
+        self.fc = nn.Linear(64, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            tokens = self.vit.forward_features(x)
+        return self.fc(self.last(tokens)[:, 0])
+
+
+def test_a_backbone_without_a_graph_is_seen_where_the_graph_begins():
+    torch.manual_seed(0)
+    assert resolve_feature_layer(Sealed(last=True), 64).name == "last.norm1"
+
+
+# -- cost, determinism, and for whom the result is kept
+
+
+@pytest.mark.parametrize(
+    ("name", "forwards"),
+    [("resnet18", 5), ("test_efficientnet", 5), ("test_convnext", 5), ("swin", 5), ("hf_swin", 5), ("hf_vit", 10)],
+)
+def test_a_few_forwards_do(name, forwards):
+    model = CASES[name].build()
+    calls = calls_of(model)
+    resolve_feature_layer(model)
+    assert 3 <= len(calls) <= forwards
+
+
+def test_the_result_is_kept_for_the_configuration():
+    case = CASES["test_resnet"]
+    first = resolve_feature_layer(as_classifier("test_resnet", label_names=NAMES, image_size=case.size))
+    model = as_classifier("test_resnet", label_names=["x", "y", "z"], image_size=case.size)
+    assert resolve_feature_layer(model) is first  # other weights, other names of classes
+    assert resolve_feature_layer(model, image_size=64) is not first
+    other = as_classifier("test_resnet", label_names=NAMES, image_size=case.size, layers=(1, 1, 1, 2))
+    assert resolve_feature_layer(other).name == "timm_model.layer4.1"
+
+
+def test_the_result_is_not_kept_where_a_hook_may_change_the_forward():
+    first = resolve_feature_layer(CASES["test_resnet"].build())
+    model = CASES["test_resnet"].build()
+    calls = calls_of(model)
+    assert resolve_feature_layer(model) == first
+    assert calls
+
+
+def test_a_setting_of_a_module_that_changes_is_seen():
+    model = as_classifier("test_vit", label_names=NAMES, image_size=64, global_pool="avg", fc_norm=False)
+    assert resolve_feature_layer(model).readout == "exact"
+    model.timm_model.global_pool = "token"
+    assert resolve_feature_layer(model).name == "timm_model.blocks.5.norm1"
+
+
+def test_other_processes_find_the_same():
+    """Whatever the seed of hashes and of the global generator."""
+    code = (
+        "import sys, torch; torch.manual_seed(int(sys.argv[1])); from backbones.zoo import CASES;"
+        "from hf_salguide.backbones import resolve_feature_layer;"
+        "print([resolve_feature_layer(CASES[name].build()) for name in ('test_resnet', 'hf_vit', 'vit_average')])"
+    )
+    found = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        finished = subprocess.run(
+            [sys.executable, "-c", code, seed], capture_output=True, text=True, check=False, env=environment
+        )
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        found.add(finished.stdout.strip().splitlines()[-1])
+    assert len(found) == 1
+    assert "layernorm_before" in found.pop()
