@@ -33,8 +33,9 @@ class SaliencyTrainingArguments(TrainingArguments):
             `"cosine_decrease"`, `"warmup:0.1"` or `"after:0.2"`, see [`~guidance.schedule_factor`]; or `"adaptive"`:
             task and guidance are balanced by their losses of the previous step, see [`~steps.GuidanceState`].
             Evaluation takes the full weight throughout.
-        feature_layer (`str`, *optional*):
-            The module whose output the maps are made of. Defaults to what [`resolve_feature_layer`] finds.
+        feature_layer (`str` or `list[str]`, *optional*):
+            The module whose output the maps are made of; several for a head that reads several maps, whose maps are
+            added up on the finest grid. Defaults to what [`resolve_feature_layer`] finds.
         image_size (`int` or `(H, W)`, *optional*):
             The size in pixels that pictures are brought to. Defaults to the model's own. It is saved with the model.
         empty_mask (`"skip"` or `"penalise_all"`, *optional*, defaults to `"skip"`):
@@ -51,8 +52,9 @@ class SaliencyTrainingArguments(TrainingArguments):
             As in `TrainingArguments`, which removes them by default, the saliency included.
 
     Raises:
-        ValueError: for an unknown method, option, schedule or `empty_mask`, or weights that do not fit the methods;
-            the message names the argument, the value and the remedy.
+        ValueError: for an unknown method, option, schedule or `empty_mask`, weights that do not fit the methods, or
+            a `feature_layer` that names nothing or one module twice; the message names the argument, the value and
+            the remedy.
 
     `hub_token` is left out when the arguments are pickled: `training_args.bin` is published with the model.
     """
@@ -79,8 +81,9 @@ class SaliencyTrainingArguments(TrainingArguments):
             "or after:FRACTION."
         },
     )
-    feature_layer: str | None = field(
-        default=None, metadata={"help": "Module whose output the maps are made of (default: found by its behaviour)."}
+    feature_layer: list[str] | None | str = field(
+        default=None,
+        metadata={"help": "Module or modules whose outputs the maps are made of (default: found by their behaviour)."},
     )
     image_size: list[int] | None | int | str = field(
         default=None,
@@ -103,6 +106,7 @@ class SaliencyTrainingArguments(TrainingArguments):
         if isinstance(self.guidance, list) and len(self.guidance) == 1:
             self.guidance = self.guidance[0]
         self.image_size = _image_size(self.image_size)
+        self.feature_layer = _feature_layer(self.feature_layer)
         schedule_factor(self.guidance_schedule, 0.0)
         self.guidance_weight = _weights(self.guidance_weight, self.guidance_names)
         self.resolved_task_weight()
@@ -257,3 +261,16 @@ def _image_size(value: Any) -> int | list[int] | None:
     if len(size) not in (1, 2) or min(size) < 1:
         raise ValueError(f"image_size={value!r} has to be a number of pixels, or height and width.")
     return size[0] if len(size) == 1 else size
+
+
+def _feature_layer(value: Any) -> str | list[str] | None:
+    """Brings `feature_layer` to one name or a list of several different ones."""
+    if value is None:
+        return None
+    names = _as_list(value)
+    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"feature_layer={value!r} has to be the name of a module, or a list of different names; leave it out to "
+            "have the layer found."
+        )
+    return names if len(names) > 1 else names[0]

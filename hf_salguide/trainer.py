@@ -227,7 +227,7 @@ class SaliencyTrainer(Trainer):
 
     @property
     def feature_layer(self) -> FeatureLayer | None:
-        """The layer that maps are made of; `None` where no method asks for one."""
+        """The layer that maps are made of, with others if there are several; `None` where no method asks for one."""
         return self._plan.feature_layer
 
     @property
@@ -412,8 +412,8 @@ class SaliencyTrainer(Trainer):
 
     def guidance_block(self) -> dict[str, Any] | None:
         """What the saved configuration says about guidance; `None` for plain training."""
-        layer = None if self.feature_layer is None else self.feature_layer.name
-        return guidance_block(self.guidance, self.guidance_weights, self.task_weight, layer, vars(self.args))
+        layers = () if self.feature_layer is None else self.feature_layer.names
+        return guidance_block(self.guidance, self.guidance_weights, self.task_weight, layers, vars(self.args))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

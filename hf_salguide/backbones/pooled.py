@@ -131,7 +131,8 @@ def trainable_before(
     model: nn.Module, layer: FeatureLayer | PooledLayer, image_size: int | Sequence[int] | None = None
 ) -> bool:
     """
-    Whether anything that trains lies before a layer: whether a loss on its map or vector could train the model.
+    Whether anything that trains lies before a layer, or one of several that make a map together: whether a loss on
+    its map or vector could train the model.
 
     One forward of noise with gradients switched on; the model and the random state are left as they were.
 
@@ -150,7 +151,7 @@ def trainable_before(
         if isinstance(layer, FeatureLayer):
             with FeatureCapture(model, layer) as capture:
                 model(images)
-            return capture.raw.requires_grad
+            return any(raw.requires_grad for raw in capture.raws)
         kept: list[bool] = []
         handle = layer.watch(model, lambda vector: kept.append(vector.requires_grad))
         try:

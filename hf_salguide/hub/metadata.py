@@ -24,7 +24,7 @@ def guidance_block(
     methods: Sequence[Guidance],
     weights: Sequence[float],
     task_weight: float,
-    feature_layer: str | None,
+    feature_layers: Sequence[str],
     settings: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """
@@ -34,7 +34,7 @@ def guidance_block(
         methods (`Sequence[Guidance]`): the methods that have a weight; without any the block is `None`.
         weights (`Sequence[float]`): one a method.
         task_weight (`float`): the weight of the task's loss.
-        feature_layer (`str`, *optional*): the layer that maps are made of.
+        feature_layers (`Sequence[str]`): the layers that maps are made of; none where no method asks for one.
         settings (`dict`): the training arguments, of which [`SETTINGS`] are taken.
     """
     if not methods:
@@ -44,7 +44,7 @@ def guidance_block(
         "name": names if len(names) > 1 else names[0],
         "weight": list(weights) if len(names) > 1 else weights[0],
         "task_weight": task_weight,
-        "feature_layer": feature_layer,
+        "feature_layer": list(feature_layers) if len(feature_layers) > 1 else next(iter(feature_layers), None),
         "options": {method.name: method.options for method in methods},
         **{name: settings[name] for name in SETTINGS},
         "version": 1,

@@ -94,7 +94,7 @@ def make_plan(
     model: nn.Module,
     methods: Sequence[Guidance],
     size: tuple[int, int],
-    feature_layer: str | None = None,
+    feature_layer: str | Sequence[str] | None = None,
     engines: Mapping[str, Choice] | None = None,
     compiled: bool = False,
     mixed_precision: bool = False,
@@ -109,7 +109,7 @@ def make_plan(
         model (`nn.Module`): the classifier, neither wrapped nor compiled. It is left as it was.
         methods (`Sequence[Guidance]`): the methods that have a weight.
         size (`tuple[int, int]`): the pictures' `(H, W)`.
-        feature_layer (`str`, *optional*): the layer that maps are made of; default: resolved.
+        feature_layer (`str` or `list[str]`, *optional*): the layer or layers that maps are made of; default: resolved.
         engines (`dict`, *optional*): the choices of an earlier plan, which are kept: an engine does not change in the
             middle of a run.
         compiled, mixed_precision, checkpointed, reentrant (`bool`, *optional*, default to `False`): how the model will
@@ -120,8 +120,9 @@ def make_plan(
         [`Plan`]
 
     Raises:
-        ValueError: for a layer that does not resolve, an engine that the model cannot do, or what a compiled model
-            or several processes do not give; the message names the argument, the value and the remedy.
+        ValueError: for a layer that does not resolve, several layers where a method penalises the gradient at one, an
+            engine that the model cannot do, or what a compiled model or several processes do not give; the message
+            names the argument, the value and the remedy.
     """
     if reentrant and not all(method.transforms_inputs for method in methods):
         raise ValueError(
@@ -133,10 +134,17 @@ def make_plan(
     needs_maps = any(method.needs_maps for method in methods)
     at_features = [name for name, place in at.items() if place == "features"]
     layer = resolve_feature_layer(model, size, feature_layer) if needs_maps or at_features else None
+    if layer is not None and layer.others and at_features:
+        raise ValueError(
+            f'guidance={", ".join(at_features)} with at="features" penalises the gradient at one layer, and '
+            f'feature_layer={list(layer.names)} are {len(layer.names)}; name one of them, or set at="input" in '
+            "guidance_options."
+        )
     if layer is not None and compiled and (at_features or layer.needs_gradient):
         raise ValueError(
-            f'torch_compile=True: guidance takes a gradient with respect to "{layer.name}", which a compiled model '
-            "does not give; leave torch_compile out, or take a method and a backbone whose map is exact."
+            f'torch_compile=True: guidance takes a gradient with respect to "{", ".join(layer.names)}", which a '
+            "compiled model does not give; leave torch_compile out, or take a method and a backbone whose map is "
+            "exact."
         )
     named = {name for method in methods for name in method.layers}
     pooled = resolve_pooled_layer(model, size) if POOLED in named else None
@@ -211,9 +219,10 @@ def refuse_frozen(model: nn.Module, plan: Plan, size: tuple[int, int]) -> None:
                 for method in plan.methods
                 if (POOLED in method.layers if where is plan.pooled else method.needs_maps or method.gradient_at)
             ]
+            names = where.names if isinstance(where, FeatureLayer) else (where.name,)
             raise ValueError(
-                f'guidance={", ".join(users)}: every parameter before "{where.name}" is frozen, so the term would '
-                'move only the head, or nothing; unfreeze a part of the backbone, or train with guidance="none".'
+                f'guidance={", ".join(users)}: every parameter before "{", ".join(names)}" is frozen, so the term '
+                'would move only the head, or nothing; unfreeze a part of the backbone, or train with guidance="none".'
             )
 
 

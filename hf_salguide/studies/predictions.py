@@ -72,9 +72,11 @@ def saved_block(model: PreTrainedModel) -> Mapping[str, Any]:
     return getattr(model.config, KEY, None) or {}
 
 
-def guided_layer(model: PreTrainedModel) -> str | None:
-    """The layer that a model was guided at, from its saved configuration; `None` where it says nothing."""
+def guided_layer(model: PreTrainedModel) -> str | list[str] | None:
+    """The layer or layers that a model was guided at, by its saved configuration; `None` where it says nothing."""
     layer = saved_block(model).get("feature_layer")
+    if isinstance(layer, list | tuple):
+        return [str(name) for name in layer]
     return None if layer is None else str(layer)
 
 

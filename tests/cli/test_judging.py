@@ -130,14 +130,22 @@ def test_explain_names_the_file_that_cannot_be_read(broken, folder, model, tmp_p
     assert "alone.png" in capsys.readouterr().err
 
 
-def test_maps_are_drawn_at_the_layer_that_was_guided(folder, tmp_path):
-    assert train_on(tmp_path, folder, guidance="cyborg", feature_layer="timm_model.layer3") == 0
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [
+        ("test_resnet", "timm_model.layer3"),
+        ("test_vit", ["timm_model.blocks.4.norm1", "timm_model.blocks.5.norm1"]),  # the class token reads both
+    ],
+)
+def test_maps_are_drawn_at_the_layer_that_was_guided(architecture, layers, folder, tmp_path):
+    assert train_on(tmp_path, folder, guidance="cyborg", model=architecture, feature_layer=layers) == 0
     run = tmp_path / "run"
     assert main(["predict", str(folder), "--model", str(run), "--output_dir", str(tmp_path / "out")]) == 0
     model = common.load_model(str(run))
     row = load_saliency_dataset(folder)["train"][0]
     pixels, _ = make_transforms(data_config(model), train=False)(row["image"])
-    expected = saliency_maps(model, pixels[None], feature_layer="timm_model.layer3").detach()[0].numpy()
+    expected = saliency_maps(model, pixels[None], feature_layer=layers).detach()[0].numpy()
+    assert model.config.saliency_guide["feature_layer"] == layers
     drawn = np.load(tmp_path / "out" / "maps.npz")
     index = list(drawn["file_names"]).index(row["file_name"])
     np.testing.assert_allclose(drawn["maps"][index], expected, atol=1e-4 * abs(expected).max())

@@ -132,6 +132,32 @@ def test_values_of_a_file_are_read_as_on_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "arguments", "expected"),
+    [
+        ("", [], None),
+        ("feature_layer: norm", [], "norm"),
+        ("feature_layer: [norm]", [], "norm"),
+        ("feature_layer: [norm1, norm2]", [], ["norm1", "norm2"]),
+        ("feature_layer: [norm1, norm2]", ["--feature_layer", "layer4"], "layer4"),
+        ("", ["--feature_layer", "norm2", "norm1"], ["norm2", "norm1"]),
+    ],
+)
+def test_one_feature_layer_or_several(tmp_path, text, arguments, expected):
+    config = tmp_path / "options.yaml"
+    config.write_text(f"output_dir: out\n{text}\n")
+    (training,) = parse([SaliencyTrainingArguments], [str(config), *arguments], "train", "")
+    assert training.feature_layer == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["", [], [""], ["norm1", ""], ["norm1", "norm1"], ["norm1", None], 4, {"norm1": 1}, ["norm1", 2]], ids=str
+)
+def test_feature_layers_that_name_nothing_or_one_module_twice(tmp_path, value):
+    with pytest.raises(ValueError, match=r"feature_layer=.* has to be the name of a module, or a list of different"):
+        SaliencyTrainingArguments(str(tmp_path), feature_layer=value)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("batch_size: many", "batch_size='many' in the configuration file is not of the type int"),
