@@ -1,5 +1,6 @@
 """Saliency maps of a model, in one call."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -10,6 +11,7 @@ from .capture import METHODS, FeatureCapture, class_maps, resolve_method
 from .forward import logits_of
 from .layer import FeatureLayer
 from .resolve import resolve_feature_layer
+from .rollout import attention_tokens, rollout_maps
 
 
 def saliency_maps(
@@ -17,10 +19,10 @@ def saliency_maps(
     pixel_values: Tensor,
     target: int | Tensor | None = None,
     method: str = "auto",
-    feature_layer: str | FeatureLayer | None = None,
+    feature_layer: str | Sequence[str] | FeatureLayer | None = None,
 ) -> Tensor:
     """
-    Raw saliency maps: where the evidence for a class is, in the scale of its logit.
+    Raw saliency maps: where the evidence for a class is; or, by attention rollout, where the model looks.
 
     Differentiable where grad mode is on, usable under `no_grad`; the model's mode is left as it is.
 
@@ -28,35 +30,61 @@ def saliency_maps(
         model (`nn.Module`): a classifier, see [`as_classifier`].
         pixel_values (`Tensor` of shape `(B, C, H, W)`): prepared pictures.
         target (`int` or `Tensor` of shape `(B,)`, *optional*): the class, for all or for each picture; default: the
-            predicted one.
-        method (`str`, *optional*, defaults to `"auto"`): `"cam"`, `"gradcam"`, `"hirescam"`, on the feature layer's
-            grid, the gradient methods times `h * w`; `"auto"` takes them for an exact, a uniform and a generic
-            read-out. `"input_gradient"`: the logit's gradient with respect to the picture, summed over the channels,
-            at the picture's size.
-        feature_layer (`str` or `FeatureLayer`, *optional*): default: [`resolve_feature_layer`]'s.
+            predicted one. Not for attention rollout, which knows no classes.
+        method (`str`, *optional*, defaults to `"auto"`): one of
+
+            - `"cam"`: the head's weights of the class times the feature layer's map, signed, on its grid `h × w`; in
+              the scale of the logit: the mean over the cells, plus a bias, is the logit. For an exact read-out alone.
+            - `"gradcam"`: the gradient's sum over the cells, times the map, without a ReLU; signed, on the grid, times
+              `h * w`, which is the scale of `"cam"`, and the same map where the read-out is exact.
+            - `"hirescam"`: the gradient times the map, cell by cell; signed, on the grid, times `h * w`: the scale of
+              `"cam"` again, its mean being what the cells add to the logit, to first order.
+            - `"input_gradient"`: the logit's gradient with respect to the prepared picture, summed over the channels;
+              signed, at the picture's size, in logits per unit of all the channels of a pixel.
+            - `"attention_rollout"`: the attention that the tokens which the head reads (the class token; the mean of
+              several; with average pooling, the mean of the patches) pay to each patch, followed through all the
+              layers. Not negative, on the grid of the patches, shares of 1, of which prefix tokens have a part: the
+              sum over the cells is at most 1.
+            - `"auto"`: `"cam"`, `"gradcam"` or `"hirescam"`, for an exact, a uniform and a generic read-out.
+        feature_layer (`str`, `Sequence[str]` or `FeatureLayer`, *optional*): the layer, or the layers whose maps are
+            added up; default: [`resolve_feature_layer`]'s. Attention rollout takes the grid alone from it, and
+            `"input_gradient"` nothing.
 
     Returns:
-        `Tensor` of shape `(B, h, w)`, signed, float32.
+        `Tensor` of shape `(B, h, w)`, float32.
 
     Raises:
-        ValueError: for an unknown method, a target outside the classes or of a wrong shape, and what
-            [`resolve_feature_layer`] raises.
+        ValueError: for an unknown method, a target outside the classes or of a wrong shape, a target for attention
+            rollout, a model whose attention cannot be had (convolutions, windows, reduced keys, attention between
+            channels, pooling by attention, flash attention outside torch, a compiled model, gradient checkpointing
+            where gradients are wanted), and what [`resolve_feature_layer`] raises.
 
-    Source: Zhou et al., CVPR 2016; Selvaraju et al., ICCV 2017; Draelos and Carin, 2020; Simonyan et al., 2013.
+    Source: Zhou et al., CVPR 2016; Selvaraju et al., ICCV 2017; Draelos and Carin, 2020; Simonyan et al., 2013; Abnar
+    and Zuidema, ACL 2020.
     """
-    if method not in ("auto", "input_gradient", *METHODS.values()):
+    if method not in ("auto", "input_gradient", "attention_rollout", *METHODS.values()):
         raise ValueError(
-            f'method="{method}" is not known; choose "auto", "cam", "gradcam", "hirescam" or "input_gradient".'
+            f'method="{method}" is not known; choose "cam", "gradcam", "hirescam", "input_gradient" or '
+            '"attention_rollout", or "auto", which takes one of the first three.'
+        )
+    if method == "attention_rollout" and target is not None:
+        raise ValueError(
+            f'target={target} is given, but method="attention_rollout" is the same for every class; leave target out, '
+            'or take method="auto".'
         )
     if pixel_values.ndim != 4:
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; give a batch, (B, C, H, W).")
     differentiable = torch.is_grad_enabled()
     if method == "input_gradient":
         return _input_gradient(model, pixel_values, target, differentiable)
-    if isinstance(feature_layer, FeatureLayer):
-        layer = feature_layer
-    else:
-        layer = resolve_feature_layer(model, tuple(pixel_values.shape[-2:]), feature_layer)
+    size = tuple(pixel_values.shape[-2:])
+    # Before the layer is looked for: where there is no attention, that is what the error is to say.
+    tokens = attention_tokens(model, size) if method == "attention_rollout" else None
+    layer = feature_layer
+    if not isinstance(layer, FeatureLayer):
+        layer = resolve_feature_layer(model, size, layer)
+    if tokens is not None:
+        return rollout_maps(model, pixel_values, tokens, layer.grid)
     method = resolve_method(layer, method)
     with FeatureCapture(model, layer, tail_gradient=method != "cam") as capture:
         logits = logits_of(model(pixel_values))

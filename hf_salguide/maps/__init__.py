@@ -1,4 +1,6 @@
-"""Saliency on tensors: class activation maps, normalisation, targets, distances, views and keyed random draws.
+"""
+Saliency on tensors: class activation maps, attention rollout, normalisation, targets, distances, views and keyed
+random draws.
 
 Pure functions; nothing here knows of a model, a data set or a trainer.
 """
@@ -15,6 +17,7 @@ from .distances import (
 )
 from .normalize import min_max
 from .random import keyed_uniform, random_saliency
+from .rollout import attention_rollout
 from .targets import saliency_target
 from .views import (
     FEATURE_DISTANCES,
@@ -35,6 +38,7 @@ __all__ = [
     "FEATURE_DISTANCES",
     "FILLS",
     "absolute_error",
+    "attention_rollout",
     "class_activation_map",
     "composite",
     "correlation_distance",

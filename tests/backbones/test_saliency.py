@@ -4,8 +4,8 @@ Maps against captum's and torchcam's, at the same layer.
 What an oracle cannot do, as measured:
 
 * captum's `LayerGradCam` takes axis 1 for the channels and averages the gradient over the others: channels-last and
-  token maps come out with a wrong shape. There its `LayerGradientXActivation` stands in, summed over the channels of
-  ours: the same map where the gradient is uniform.
+  token maps come out with a wrong shape. So an identity is put behind the layer for it to watch, which is given the
+  layer's output with its axes in the order that captum wants, and without prefix tokens.
 * torchcam's `CAM` needs an exact read-out and a linear head; its gradient methods apply a ReLU, switched off here.
   Its hooks take the layout through `reshape_transform`.
 * both detach: neither can be trained through, so gradients have tests of their own.
@@ -35,6 +35,7 @@ FAMILIES = [
     "hf_convnext",
     "hf_swin",
 ]
+GRAD_CAM = [*FAMILIES, "vit_class_token", "hf_vit", "vit_registers", "hf_dinov2", "hf_dinov2_registers"]
 CLASSES = torch.tensor([2, 0, 1])
 
 
@@ -52,20 +53,52 @@ def assert_same(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+class Around(nn.Module):
+    """A layer, and behind it an identity through which its grid passes as `(B, C, h, w)`."""
+
+    def __init__(self, module, layout, grid, prefix):
+        super().__init__()
+        self.module, self.layout, self.grid, self.prefix = module, layout, grid, prefix
+        self.watched = nn.Identity()
+
+    def forward(self, *args, **kwargs):
+        output = self.module(*args, **kwargs)
+        if self.layout == "NCHW":
+            return self.watched(output)
+        if self.layout == "NHWC":
+            return self.watched(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        prefix, tokens = output.split([self.prefix, output.shape[1] - self.prefix], dim=1)
+        maps = self.watched(tokens.reshape(len(output), *self.grid, -1).permute(0, 3, 1, 2))
+        return torch.cat([prefix, maps.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def captum_grad_cam(case, images):
+    """captum's map at the layer that the case names, the mean gradient for weights; a model of its own."""
+    model = case.build()
+    around = Around(model.get_submodule(case.layer), case.layout, case.grid, case.prefix)
+    model.set_submodule(case.layer, around)
+    maps = LayerGradCam(Logits(model), around.watched).attribute(images, target=CLASSES)
+    assert maps.shape == (len(images), 1, *case.grid)
+    return maps[:, 0]
+
+
+@pytest.mark.parametrize("name", GRAD_CAM)
 def test_captum(name):
+    """Each layout, with and without prefix tokens, at each kind of read-out."""
     case = CASES[name]
     model, images = case.build(), case.images()
-    layer = resolve_feature_layer(model)
-    module = model.get_submodule(layer.name)
-    cells = layer.grid[0] * layer.grid[1]
-    if layer.layout == "NCHW":
-        theirs = LayerGradCam(Logits(model), module).attribute(images, target=CLASSES)[:, 0] * cells
-    else:
-        products = LayerGradientXActivation(Logits(model), module).attribute(images, target=CLASSES)
-        theirs = layer.to_maps(products).sum(1) * cells
-    assert_same(saliency_maps(model, images, CLASSES, feature_layer=layer), theirs)
+    theirs = captum_grad_cam(case, images) * case.grid[0] * case.grid[1]
+    assert theirs.std() > 1e-3 * theirs.abs().max()
     assert_same(saliency_maps(model, images, CLASSES, method="gradcam"), theirs)
+    if case.readout != "generic":
+        assert_same(saliency_maps(model, images, CLASSES), theirs)
+
+
+def test_each_kind_of_layout_is_among_them():
+    cases = [CASES[name] for name in GRAD_CAM]
+    kinds = {(case.layout, case.prefix) for case in cases}
+    assert kinds >= {("NCHW", 0), ("NHWC", 0), ("NLC", 0), ("NLC", 1), ("NLC", 5)}
+    assert {case.readout for case in cases if case.prefix} == {"exact", "uniform", "generic"}
 
 
 @pytest.mark.parametrize("name", ["vit_class_token", "hf_vit", "vit_registers"])
@@ -217,7 +250,13 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "gradcamm"}, 'method="gradcamm" is not known'),
+        (
+            {"method": "gradcamm"},
+            'method="gradcamm" is not known; choose "cam", "gradcam", "hirescam", "input_gradient" or '
+            '"attention_rollout", or "auto"',
+        ),
+        ({"method": "attention_rollout", "target": 1}, "target=1 is given, but .* the same for every class"),
+        ({"method": "attention_rollout"}, "its forward shows no attention"),
         ({"target": 3}, "target=3 is outside the model's 3 classes"),
         ({"target": torch.tensor([0, 1])}, "target has shape"),
         ({"target": -1}, "target=-1 is outside"),
