@@ -1,9 +1,11 @@
 """One kind of model from a timm name, a timm module, a transformers model or configuration, a folder or a Hub id."""
 
 import copy
+import inspect
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 from transformers.utils import cached_file
 
-from .forward import check_image_size, image_pair
+from .forward import check_image_size, image_pair, input_shape, picture_config, refuse_without_pictures
 from .labels import check_labels, label_maps
 from .timm_models import architecture_of, check_architecture, create, default_config, pretrained_labels, wrap
 
@@ -58,9 +61,10 @@ def as_classifier(
 
     Raises:
         ValueError: for an unknown architecture, labels that contradict each other or the model, fewer than two labels,
-            no labels where none are known, a picture size that the backbone refuses, or a timm module that could not
-            be built again from its record.
-        TypeError: for a `model` of another kind, or a keyword argument that nothing takes.
+            no labels where none are known, a picture size that the backbone refuses, a model that reads something
+            else than a picture, or a timm module that could not be built again from its record.
+        TypeError: for a `model` of another kind, one that returns no logits, or a keyword argument that nothing takes.
+        ImportError: for a model that needs a package which is not installed.
 
     Example:
 
@@ -93,9 +97,14 @@ def as_classifier(
             f"model is a {type(model).__name__}; give a timm name or module, a transformers image classifier or "
             "configuration, a local folder or a Hub id."
         )
-    if size is not None and classifier is not model:
-        check_image_size(classifier, size)
+    # A class that takes no labels may give no logits either; one forward tells.
+    if classifier is not model and (size is not None or not _takes_labels(type(classifier))):
+        check_image_size(classifier, size or input_shape(classifier)[1:])
     return classifier
+
+
+def _takes_labels(kind: type[nn.Module]) -> bool:
+    return "labels" in inspect.signature(kind.forward).parameters
 
 
 def _from_instance(
@@ -106,8 +115,9 @@ def _from_instance(
             f"{sorted(kwargs)} cannot be applied to a model that is built; pass its configuration as model."
         )
     kind = type(model).__name__
-    if not kind.endswith("ForImageClassification") and getattr(model, "main_input_name", "") != "pixel_values":
+    if "ForImageClassification" not in kind and getattr(model, "main_input_name", "") != "pixel_values":
         raise TypeError(f"model is a {kind}; give an image classifier, one of AutoModelForImageClassification.")
+    refuse_without_pictures(model)
     have = model.config.num_labels
     if have < 2:
         raise ValueError(f"{kind} has num_labels={have}; a classifier needs two labels or more.")
@@ -148,10 +158,46 @@ def _from_config(
         labels = list(config.id2label.values())
         module = create(config.architecture, len(labels), size, {"pretrained": False}, arguments)
         return wrap(module, config.architecture, labels, arguments, size)
-    try:
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and not hasattr(config, "auto_map"):
+        raise ValueError(f"model={type(config).__name__} is not the configuration of an image classifier.")
+    with _square_where_needed(config, size):
         return AutoModelForImageClassification.from_config(config)
-    except ValueError as error:
-        raise ValueError(f"model={type(config).__name__} is not the configuration of an image classifier.") from error
+
+
+@contextmanager
+def _square_where_needed(config: PreTrainedConfig, size: tuple[int, int] | None) -> Iterator[None]:
+    """Tells that a model calculates with one edge, where building it from an edge of two numbers fails."""
+    try:
+        yield
+    except TypeError as error:
+        if size is None or size[0] == size[1]:
+            raise
+        raise ValueError(
+            f"image_size={size} is refused by the model of {type(config).__name__} ({error}); take a square size."
+        ) from error
+
+
+def _choose_class(config: PreTrainedConfig) -> None:
+    """
+    Makes a configuration name the class to build, where transformers has several for it: one that takes labels.
+
+    DeiT and LeViT have a class of two heads beside the usual one, which gives logits but no loss.
+    """
+    known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), ())
+    kinds = known if isinstance(known, tuple) else (known,)
+    if len(kinds) > 1:
+        named = [kind for kind in kinds if kind.__name__ in (config.architectures or [])]
+        chosen = next(kind for kind in (*named, *kinds) if _takes_labels(kind))
+        if named and chosen not in named:
+            logger.warning(
+                "%s takes no labels; %s is built in its place, and its head is made anew.",
+                named[0].__name__,
+                chosen.__name__,
+            )
+        kinds = (chosen,)
+        config.architectures = [chosen.__name__]
+    for kind in kinds:
+        refuse_without_pictures(kind)
 
 
 def _adapted(
@@ -174,6 +220,7 @@ def _adapted(
         )
     if size is not None:
         _set_image_size(config, size)
+    _choose_class(config)
     return config
 
 
@@ -204,7 +251,7 @@ def _set_image_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
         recorded["input_size"] = [recorded.get("input_size", (3,))[0], *size]
         config.pretrained_cfg = recorded
     else:
-        config.image_size = size[0] if size[0] == size[1] else size
+        picture_config(config).image_size = size[0] if size[0] == size[1] else size
 
 
 def _from_name(
@@ -265,13 +312,11 @@ def _from_checkpoint(
     config = AutoConfig.from_pretrained(source, revision=revision)
     if not pretrained:
         return _from_config(config, names, size, kwargs)
-    classifier, report = AutoModelForImageClassification.from_pretrained(
-        source,
-        revision=revision,
-        config=_adapted(config, names, size, kwargs),
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    config = _adapted(config, names, size, kwargs)
+    with _square_where_needed(config, size):
+        classifier, report = AutoModelForImageClassification.from_pretrained(
+            source, revision=revision, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     labels = classifier.config.num_labels
     wrong = [key for key, _, shape in report["mismatched_keys"] if shape[0] != labels]
     if wrong:

@@ -86,7 +86,11 @@ def saliency_maps(
     if tokens is not None:
         return rollout_maps(model, pixel_values, tokens, layer.grid)
     method = resolve_method(layer, method)
-    with FeatureCapture(model, layer, tail_gradient=method != "cam") as capture:
+    # What was compiled before has no hook in it, and no gradient of a gradient.
+    with (
+        torch.compiler.set_stance("force_eager"),
+        FeatureCapture(model, layer, tail_gradient=method != "cam") as capture,
+    ):
         logits = logits_of(model(pixel_values))
     weights = _one_hot(logits, target)
     return class_maps(capture, layer, model, logits, weights, method, create_graph=differentiable)
@@ -100,7 +104,7 @@ def _input_gradient(
     pictures = pixel_values if differentiable and pixel_values.requires_grad else pixel_values.detach()
     if not pictures.requires_grad:
         pictures = pictures.clone().requires_grad_()
-    with torch.enable_grad(), kernels:
+    with torch.enable_grad(), kernels, torch.compiler.set_stance("force_eager"):
         logits = logits_of(model(pictures))
     (gradient,) = torch.autograd.grad(
         logits, pictures, grad_outputs=_one_hot(logits, target), create_graph=differentiable

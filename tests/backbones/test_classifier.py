@@ -10,12 +10,42 @@ from transformers import (
     AutoModelForImageClassification,
     BertConfig,
     BertModel,
+    CLIPConfig,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DinatConfig,
+    ImageGPTConfig,
+    ImageGPTForImageClassification,
+    LevitConfig,
+    LevitForImageClassification,
+    MetaClip2Config,
+    PerceiverConfig,
+    PerceiverForImageClassificationFourier,
+    PerceiverForImageClassificationLearned,
+    PPLCNetConfig,
+    PvtConfig,
     ResNetConfig,
     ResNetForImageClassification,
+    ShieldGemma2Config,
+    Siglip2Config,
+    SiglipConfig,
     ViTConfig,
 )
+from transformers.utils import is_natten_available
 
-from hf_salguide.backbones import as_classifier, check_image_size, set_image_size
+from hf_salguide.backbones import as_classifier, check_image_size, logits_of, set_image_size
+from hf_salguide.backbones.forward import input_shape, refuse_without_pictures
+
+TINY_LEVIT = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2] * 3, "depths": [1] * 3, "key_dim": [4] * 3}
+TINY_PERCEIVER = {
+    "num_latents": 8,
+    "d_latents": 16,
+    "num_blocks": 1,
+    "num_self_attends_per_block": 1,
+    "num_self_attention_heads": 1,
+    "num_cross_attention_heads": 1,
+}
 
 
 def resnet_config(**kwargs):
@@ -221,6 +251,129 @@ def test_a_configuration_of_a_wrapper_has_timms_initialisation():
     model = as_classifier(config)
     assert not model.timm_model.layer4[1].bn2.weight.any()
     assert model.config.id2label == dict(enumerate(NAMES))
+
+
+TEACHERS = {
+    "deit": (lambda **more: DeiTConfig(**TINY_VIT, **more), DeiTForImageClassification),
+    "levit": (lambda **more: LevitConfig(**TINY_LEVIT, **more), LevitForImageClassification),
+}
+
+
+@pytest.mark.parametrize("architectures", [None, "this", "with teacher"])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_of_two_classes_the_one_that_takes_labels_is_built(name, architectures, caplog):
+    """transformers reads the choice from the configuration, and fails where that names none."""
+    make, kind = TEACHERS[name]
+    names = {None: None, "this": [kind.__name__], "with teacher": [f"{kind.__name__}WithTeacher"]}
+    config = make(architectures=names[architectures])
+    model = as_classifier(config, NAMES, image_size=64).eval()
+    assert type(model) is kind
+    assert config.architectures == names[architectures]
+    output = model(torch.randn(2, 3, 64, 64), labels=torch.tensor([0, 2]))
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 2])))
+    assert ("takes no labels" in caplog.text) is (architectures == "with teacher")
+
+
+def test_weights_of_the_class_with_teacher_are_taken_by_the_one_that_is_trained(tmp_path, caplog):
+    teacher = DeiTForImageClassificationWithTeacher(DeiTConfig(image_size=64, num_labels=3, **TINY_VIT))
+    assert as_classifier(teacher) is teacher  # it has maps, if no loss
+    teacher.save_pretrained(tmp_path)
+    model = as_classifier(tmp_path, NAMES, pretrained=True)
+    assert type(model) is DeiTForImageClassification
+    assert torch.equal(model.deit.layers[2].mlp.fc1.weight, teacher.deit.layers[2].mlp.fc1.weight)
+    assert "DeiTForImageClassificationWithTeacher takes no labels" in caplog.text
+
+
+def nested(kind):
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    return kind(vision_config={"patch_size": 16, **TINY_VIT}, text_config={**text, **tokens})
+
+
+@pytest.mark.parametrize("kind", [CLIPConfig, MetaClip2Config, SiglipConfig])
+def test_a_size_goes_where_the_configuration_keeps_that_of_the_pictures(kind, tmp_path):
+    config = nested(kind)
+    model = as_classifier(config, NAMES, image_size=96).eval()
+    assert config.vision_config.image_size == 224
+    assert model.config.vision_config.image_size == 96
+    assert input_shape(model) == (3, 96, 96)
+    pictures = torch.randn(2, 3, 96, 96)
+    model.save_pretrained(tmp_path)
+    again = as_classifier(tmp_path, pretrained=True)
+    torch.testing.assert_close(again(pictures).logits, model(pictures).logits)
+    assert input_shape(as_classifier(tmp_path, NAMES[:2], image_size=64)) == (3, 64, 64)
+    with pytest.raises(ValueError, match=r"image_size=\(64, 64\) is refused by .*take \(96, 96\)"):
+        set_image_size(model, 64)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [nested(CLIPConfig), LevitConfig(**TINY_LEVIT), PvtConfig(), PerceiverConfig(**TINY_PERCEIVER)],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_model_of_one_edge_refuses_two(config):
+    with pytest.raises(ValueError, match=r"image_size=\(64, 96\) is refused by .*Config .*take a square size"):
+        as_classifier(config, NAMES, image_size=(64, 96))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (ImageGPTConfig, "ImageGPTForImageClassification .*takes input_ids, not pixel_values"),
+        (ShieldGemma2Config, "ShieldGemma2ForImageClassification .*a prompt as well, input_ids"),
+        (Siglip2Config, "Siglip2ForImageClassification .*cut into patches.*spatial_shapes"),
+    ],
+)
+def test_a_model_that_reads_no_picture_is_refused_before_it_is_built(config, reason, monkeypatch):
+    """One of them would have four thousand million weights."""
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)
+    with pytest.raises(ValueError, match=f"model={reason}; take an image classifier that needs pixel_values alone"):
+        as_classifier(config(), NAMES)
+
+
+def test_a_model_that_reads_no_picture_is_refused_when_it_is_built():
+    model = ImageGPTForImageClassification(ImageGPTConfig(n_embd=16, n_layer=1, n_head=2, vocab_size=9, num_labels=3))
+    with pytest.raises(ValueError, match="takes input_ids, not pixel_values"):
+        refuse_without_pictures(model)
+    with pytest.raises(ValueError, match="takes input_ids, not pixel_values"):
+        as_classifier(model)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "hf_vit", "hf_swin"])
+def test_a_model_that_reads_pictures_is_not_refused(name):
+    model = CASES[name].build()
+    refuse_without_pictures(model)
+    refuse_without_pictures(torch.nn.parallel.DataParallel(model))
+    refuse_without_pictures(next(model.children()))  # a plain module declares nothing
+
+
+def test_a_perceiver_takes_pictures_beside_other_inputs():
+    model = as_classifier(PerceiverConfig(**TINY_PERCEIVER), NAMES, image_size=16)
+    assert type(model) is PerceiverForImageClassificationLearned
+    output = model(pixel_values=torch.randn(2, 3, 16, 16), labels=torch.tensor([0, 2]))
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 2])))
+    built = PerceiverForImageClassificationFourier(PerceiverConfig(num_labels=3, **TINY_PERCEIVER))
+    assert as_classifier(built, NAMES).config.id2label == dict(enumerate(NAMES))
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_a_model_without_logits_is_refused_with_what_it_returns(size):
+    config = PPLCNetConfig(scale=0.1)
+    with pytest.raises(TypeError, match=r"returned BaseModelOutput\w* \(last_hidden_state\) with no logits"):
+        as_classifier(config, NAMES, image_size=size)
+
+
+def test_what_has_no_logits():
+    with pytest.raises(TypeError, match=r"returned dict \(loss, scores\) with no logits of shape .*`logits`"):
+        logits_of({"loss": torch.ones(()), "scores": torch.ones(2, 3)})
+    with pytest.raises(TypeError, match=r"returned Tensor with no logits of shape \(batch, classes\)"):
+        logits_of(torch.ones(2, 3, 4))
+
+
+@pytest.mark.skipif(is_natten_available(), reason="the package that it needs is there")
+def test_a_model_that_needs_another_package_says_which():
+    with pytest.raises(ImportError, match="DinatForImageClassification requires the natten library"):
+        as_classifier(DinatConfig(), NAMES)
 
 
 # -- folders
