@@ -9,6 +9,7 @@ from .layer import FeatureLayer
 from .pooled import PooledLayer, resolve_pooled_layer, trainable_before
 from .resolve import resolve_feature_layer
 from .saliency import saliency_maps
+from .second_order import twice_differentiable
 from .tap import FeatureTap
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "set_image_size",
     "split_batch_norm",
     "trainable_before",
+    "twice_differentiable",
     "unwrap_model",
 ]

@@ -10,12 +10,12 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..maps import class_activation_map, grad_cam, hirescam
 from .attention import PrefixAttention
 from .forward import checkpointing_failed, unwrap_model
 from .layer import FeatureLayer
+from .second_order import twice_differentiable
 
 METHODS = {"exact": "cam", "uniform": "gradcam", "generic": "hirescam"}
 
@@ -118,7 +118,7 @@ class FeatureCapture:
         raw = part.select(output)
         given, several = raw, bool(self.layer.others)
         if self.tail_gradient:
-            self._stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            self._stack.enter_context(twice_differentiable())
             if part.prefix_attention and not several:
                 self._stack.enter_context(PrefixAttention(part.num_prefix_tokens, raw.shape[1]))
             if torch.is_inference_mode_enabled():

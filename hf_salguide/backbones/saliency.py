@@ -5,13 +5,13 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .capture import METHODS, FeatureCapture, class_maps, resolve_method
 from .forward import logits_of
 from .layer import FeatureLayer
 from .resolve import resolve_feature_layer
 from .rollout import attention_tokens, rollout_maps
+from .second_order import twice_differentiable
 
 
 def saliency_maps(
@@ -99,12 +99,12 @@ def saliency_maps(
 def _input_gradient(
     model: nn.Module, pixel_values: Tensor, target: int | Tensor | None, differentiable: bool
 ) -> Tensor:
-    # A gradient of the gradient is wanted in training only, and only then are the fused attention kernels in the way.
-    kernels = sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext()
+    # A gradient of the gradient is wanted in training only.
+    second_order = twice_differentiable() if differentiable else nullcontext()
     pictures = pixel_values if differentiable and pixel_values.requires_grad else pixel_values.detach()
     if not pictures.requires_grad:
         pictures = pictures.clone().requires_grad_()
-    with torch.enable_grad(), kernels, torch.compiler.set_stance("force_eager"):
+    with torch.enable_grad(), second_order, torch.compiler.set_stance("force_eager"):
         logits = logits_of(model(pictures))
     (gradient,) = torch.autograd.grad(
         logits, pictures, grad_outputs=_one_hot(logits, target), create_graph=differentiable

@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..backbones import twice_differentiable
 from ..backbones.forward import (
     REFUSALS,
     describe,
@@ -188,9 +188,9 @@ class _Trial:
     def double_backward(self, math_everywhere: bool) -> list[list[Tensor | None]]:
         """For each penalty, the gradient of every parameter; attention is plain in the forward, or throughout."""
         torch.manual_seed(0)  # both engines see the same dropout
-        with sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable():
             logits = self._first_logits()
-        with sdpa_kernel(SDPBackend.MATH) if math_everywhere else nullcontext():
+        with twice_differentiable() if math_everywhere else nullcontext():
             return [
                 self._parameter_gradients(
                     double_backward(logits, self.images, lambda raw: raw, scalar, penalty, create_graph=True)

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from ..backbones import FeatureCapture, FeatureTap, class_maps, logits_of, split_batch_norm
+from ..backbones import FeatureCapture, FeatureTap, class_maps, logits_of, split_batch_norm, twice_differentiable
 from ..guidance import Guidance, GuidanceBatch, Pictures, View
 from .draws import Draws
 from .gradients import Replay, double_backward, finite_difference
@@ -105,7 +104,7 @@ class GuidedForward:
                 stack.enter_context(torch.enable_grad())
                 pixel_values = self._source = pixel_values.detach().clone().requires_grad_()
             if plan.double_backward and self.training:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(twice_differentiable())
             if plan.finite_difference and self.training:
                 self._replay = Replay(self.unwrapped)
             if plan.feature_layer is not None:
@@ -237,7 +236,7 @@ class GuidedForward:
         if self._replay is None:
             raise RuntimeError("the forward was not run in training; there is nothing to replay.")
         # Other attention would round differently, and a second forward of DDP would broadcast the buffers again.
-        attention = sdpa_kernel(SDPBackend.MATH) if self.plan.double_backward else nullcontext()
+        attention = twice_differentiable() if self.plan.double_backward else nullcontext()
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
         with self._replay, attention:
             if self._replay.drew:  # dropout draws one mask for the whole batch

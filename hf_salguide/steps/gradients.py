@@ -185,8 +185,8 @@ def _refuse_missing_second_derivatives(gradient: Tensor) -> None:
         return
     raise RuntimeError(
         f"the gradient cannot be differentiated: the second derivative of {cause} is not implemented. Run the forward "
-        "inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH) where attention is fused, leave torch.compile out, or "
-        'take gradient_engine="finite_difference".'
+        "inside hf_salguide.backbones.twice_differentiable() where attention is fused or sigmoids are hard, leave "
+        'torch.compile out, or take gradient_engine="finite_difference".'
     )
 
 
