@@ -1,7 +1,7 @@
 """Running a model to look at it, and leaving no trace."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -59,9 +59,9 @@ def logits_of(output: object) -> Tensor:
     The logits in what a classifier returned.
 
     Args:
-        output (`object`): a tensor, a transformers output with `logits`, or a tuple that starts with the logits (or
-            with a scalar loss and then the logits). A pair of logits, as timm's distilled models give in training, is
-            averaged, as they do in evaluation.
+        output (`object`): a tensor, a transformers output or a mapping with `logits`, or a tuple that starts with the
+            logits (or with a scalar loss and then the logits). A pair of logits, as timm's distilled models give in
+            training, is averaged, as they do in evaluation.
 
     Returns:
         `Tensor` of shape `(B, K)`.
@@ -69,7 +69,7 @@ def logits_of(output: object) -> Tensor:
     Raises:
         TypeError: if there are none.
     """
-    logits = getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     given = output if logits is None else logits
     candidates = given if isinstance(given, tuple | list) else [given]
     found = [candidate for candidate in candidates if isinstance(candidate, Tensor) and candidate.ndim == 2]
@@ -139,7 +139,8 @@ def image_pair(image_size: int | Sequence[int], name: str = "image_size") -> tup
 
 def input_shape(model: nn.Module, image_size: int | Sequence[int] | None = None) -> tuple[int, int, int]:
     """
-    `(C, H, W)` of the pictures that a model takes, from its configuration.
+    `(C, H, W)` of the pictures that a model takes, from its configuration; where it has none, C is that of its first
+    convolution.
 
     Args:
         model (`nn.Module`): a classifier, wrapped or not.
@@ -151,6 +152,9 @@ def input_shape(model: nn.Module, image_size: int | Sequence[int] | None = None)
     recorded = pretrained_cfg.get("input_size")
     described = picture_config(config)
     channels = recorded[0] if recorded else getattr(described, "num_channels", 3)
+    if config is None:  # a plain module; what timm records of it is not always what it was built with
+        first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+        channels = channels if first is None else first.in_channels
     if image_size is None:
         recorded_size = getattr(described, "image_size", None)
         image_size = recorded[1:] if recorded else DEFAULT_SIZE if recorded_size is None else recorded_size

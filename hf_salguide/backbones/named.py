@@ -5,14 +5,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from .forward import describe
 from .layer import FeatureLayer
 from .observe import Observation
 from .probe import Record
-from .readout import cancels, classify, vanishes, with_attention
+from .readout import cancels, classify, read_beside, vanishes, with_attention
 from .search import Walk
 
 logger = logging.getLogger(__name__)
@@ -70,15 +69,13 @@ def named_layer(seen: Observation, names: Sequence[str]) -> FeatureLayer:
             "do not show it.",
             list(names),
         )
-    leaves = [seen.recorded(record).detach().clone().requires_grad_() for record, _ in found]
-    logits = seen.tail(*((record.name, record.index, leaf) for (record, _), leaf in zip(found, leaves, strict=True)))
-    gradients = torch.autograd.grad(logits, leaves, grad_outputs=seen.weights, allow_unused=True)
-    for (record, layer), leaf, gradient in zip(found, leaves, gradients, strict=True):
-        if gradient is None or not gradient.any():
+    gradients = read_beside(seen, [record for record, _ in found])
+    for (record, layer), gradient in zip(found, gradients, strict=True):
+        if not gradient.any():
             raise ValueError(
                 f'feature_layer={list(names)}: the logits read "{record.name}" through the others alone; leave it out.'
             )
-        if cancels(layer.to_maps(leaf * gradient)):
+        if cancels(layer.to_maps(seen.recorded(record) * gradient)):
             logger.warning(
                 'feature_layer=%s: "%s" is read through a norm alone, so that its part of the map is zero; name the '
                 "norm behind it in its place.",

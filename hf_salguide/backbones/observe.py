@@ -13,36 +13,34 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from .attention import AttentionRecord
-from .forward import REFUSALS, describe, logits_of, probe_images, size_refused
+from .forward import REFUSALS, describe, probe_images, size_refused
 from .layer import FeatureLayer, replace_output
 from .layouts import map_layouts, token_grids
-from .probe import Record, dry_run, run_tail
+from .probe import Record, dry_run, run_tail, seeded
 
-PROBES = 3  # pictures a forward
-WIDE_PROBES = 2  # of the forward of wider ones
+PROBES = 2  # pictures a forward
+LARGE = 256 * 256  # cells of a picture, above which other widths are tried smaller
 TOLERANCE = 1e-3  # of the difference that the pictures make, where numbers are computed in two ways
 CUT_TOLERANCE = 1e-4  # where they are computed in the same way; what is read otherwise has been seen at 2e-4
 ACTIVE_SHARE = 0.5
-NEGLIGIBLE = 1e-4  # weights that are no larger, as fresh layer scales are (1e-5, 1e-6), are taken for zeros
 FAINT = 1e-4  # logits that differ by less, as those of a fresh LeViT do (1e-11), hide what little they depend on
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Observation:
     """
-    A dry run of a model, and repetitions of it. No global generator is touched between [`prepared`] and its end.
+    A dry run of a model, and repetitions of it, inside of [`probing`].
 
     Args:
         model (`nn.Module`): the unwrapped model, in evaluation mode.
         shape (`tuple[int, int, int]`): `(C, H, W)` of the pictures.
-        probes (`int`, *optional*, defaults to 3): how many noise pictures.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, int, int], probes: int = PROBES) -> None:
+    def __init__(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
         self.model = model
         self.shape = shape
         self.size = shape[1:]
-        self.images = probe_images(model, shape, probes, seed=0)
+        self.images = probe_images(model, shape, PROBES, seed=0)
         self.others = self.images.roll(1, dims=0)
         self.generator = torch.Generator().manual_seed(1)
         self.tails = 0  # forwards after the dry run
@@ -56,12 +54,8 @@ class Observation:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Inside, the dry run is done, on a model with no weight that is all zeros."""
+        """Inside, the dry run is done, with batch statistics of the noise where the signal would else be too faint."""
         with ExitStack() as stack:
-            for name, weight in self.model.named_parameters():
-                if not name.endswith("bias") and weight.numel() and float(weight.detach().abs().max()) <= NEGLIGIBLE:
-                    stack.callback(setattr, weight, "data", weight.data)
-                    weight.data = self.random_like(weight.data)
             self.observe()
             if self.spread <= max(self.rounding, FAINT):
                 norms = [norm for norm in self.model.modules() if isinstance(norm, BatchNorm)]
@@ -104,17 +98,21 @@ class Observation:
         return grids
 
     @cached_property
-    def wide(self) -> "Observation | None":
-        """The same of pictures twice as wide, if the model takes them and does not squeeze them itself."""
+    def reshaped(self) -> "Observation | None":
+        """
+        The same of pictures twice as wide, or of large ones half as wide, if the model takes them.
+
+        `None` as well where nothing in it changes its shape, for such a model resizes its pictures itself.
+        """
         channels, height, width = self.shape
-        wide = Observation(self.model, (channels, height, 2 * width), WIDE_PROBES)
+        other = Observation(self.model, (channels, height, width // 2 if height * width > LARGE else 2 * width))
         try:
-            wide.observe()
+            other.observe()
         except ValueError:
             return None
-        shapes = {(other.name, other.index): other.tensor.shape[1:] for other in wide.run.records}
-        grown = any(shapes.get((record.name, record.index)) != record.tensor.shape[1:] for record in self.run.records)
-        return wide if grown else None
+        shapes = {(record.name, record.index): record.tensor.shape[1:] for record in other.run.records}
+        same = all(shapes.get((record.name, record.index)) == record.tensor.shape[1:] for record in self.run.records)
+        return None if same else other
 
     def calibrate(self, norms: Sequence[BatchNorm]) -> None:
         """
@@ -182,11 +180,11 @@ class Observation:
                 hand_on_copy=copied,
             )
         readings = map_layouts(shape, self.size)
-        if len(readings) > 1 and self.wide is not None:
-            other = self.wide.record(name, index)
-            wider = map_layouts(other.tensor.shape, self.wide.size) if other is not None else []
-            if wider:  # Which edge grew?
-                readings = [reading for reading in readings if reading[0] == wider[0][0]] or readings
+        if len(readings) > 1 and self.reshaped is not None:
+            other = self.reshaped.record(name, index)
+            there = map_layouts(other.tensor.shape, self.reshaped.size) if other is not None else []
+            if there:  # Which edge went with the picture's?
+                readings = [reading for reading in readings if reading[0] == there[0][0]] or readings
         if not readings:
             return None
         layout, grid = readings[0]
@@ -194,7 +192,7 @@ class Observation:
         return FeatureLayer(name, layout, grid, channels, output_index=index, hand_on_copy=copied)
 
     def reading_as(self, record: Record, layer: FeatureLayer) -> FeatureLayer | None:
-        """The record in the layout of a layer that was found on smaller pictures; `None` if it does not fit."""
+        """The record in the layout of a layer that was found on other pictures; `None` if it does not fit."""
         shape = record.tensor.shape
         if layer.layout == "NLC" and len(shape) == 3:
             grids = [grid for prefix, grid in token_grids(shape, self.size) if prefix == layer.num_prefix_tokens]
@@ -209,7 +207,7 @@ class Observation:
         Prefix tokens and grid of a 3-D output `(B, tokens, C)`, or `(B, C, tokens)` with `channels_first`.
 
         As many tokens as a grid has cells may be no grid at all (the latents of a Perceiver): their number has to
-        grow with the picture, or, where the model takes no other, to have come from a grid seen before.
+        go with the picture's width, or, where the model takes no other, to have come from a grid seen before.
         """
 
         def shape(one: Record) -> torch.Size:
@@ -220,12 +218,18 @@ class Observation:
         readings.sort(key=lambda reading: reading[1] not in self.grids)
         if not readings:
             return None
-        if self.wide is None:
+        if self.reshaped is None:
             return readings[0] if readings[0][1] in self.grids else None
-        other = self.wide.record(record.name, record.index)
-        wider = token_grids(shape(other), self.wide.size) if other is not None else []
+        other = self.reshaped.record(record.name, record.index)
+        there = token_grids(shape(other), self.reshaped.size) if other is not None else []
+        grows = self.reshaped.size[1] > self.size[1]
         for prefix, (height, width) in readings:
-            if any(found[0] == prefix and found[1][0] == height and found[1][1] > width for found in wider):
+            if any(
+                found[0] == prefix
+                and found[1][0] == height
+                and (found[1][1] > width if grows else found[1][1] < width)
+                for found in there
+            ):
                 return prefix, (height, width)
         return None
 
@@ -264,7 +268,7 @@ class Observation:
         handle = module.register_forward_hook(lambda _, args, output: kept.append(layer.select(output).clone()))
         try:
             with torch.no_grad():
-                self.model(self.images)
+                seeded(self.model, self.images)
         finally:
             handle.remove()
         self._anew[record.key] = kept[0]
@@ -300,7 +304,7 @@ class Observation:
                 module = self.model.get_submodule(record.name)
                 stack.callback(module.register_forward_hook(keep(record)).remove)
             stack.enter_context(attention)
-            logits = logits_of(self.model(self.images.clone().requires_grad_()))  # the model may be frozen
+            logits = seeded(self.model, self.images.clone().requires_grad_())  # the model may be frozen
         self.attention_shapes = [output.shape for output in attention.outputs]
         # What is computed without a graph (a backbone inside no_grad) is left to be looked at singly.
         reached = {key: output for key, output in outputs.items() if output.requires_grad}
@@ -326,5 +330,7 @@ class Observation:
         return logits.detach(), torch.zeros_like(leaf) if gradient is None else gradient
 
     def active_share(self, record: Record, layer: FeatureLayer) -> float:
-        gradient = layer.to_maps(self.gradient_at(record))
-        return float((gradient.abs().sum(dim=1) > 0).float().mean())
+        read = layer.to_maps(self.gradient_at(record)).abs().sum(dim=1) > 0
+        if not layer.num_prefix_tokens and read.any(dim=(1, 2)).all() and not (read == read[:1]).all():
+            return 1.0  # another picture, other positions: what is read is chosen by content, as a maximum is
+        return float(read.float().mean())

@@ -1,15 +1,39 @@
 """A dry run that lists what every module gave, and a model under observation."""
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .forward import logits_of
+from .forward import evaluation, logits_of
 from .layer import replace_output
+
+NEGLIGIBLE = 1e-4  # weights that are no larger, as fresh layer scales are (1e-5, 1e-6), are taken for zeros
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[nn.Module]:
+    """
+    The model, ready to be looked at: in evaluation mode, with gradients on, and with no weight that is all zeros.
+
+    Heads and the last norms of residual branches are often initialised with zeros, and nothing would be read behind
+    them; such weights are random inside. A model in half precision, which is too coarse to tell an exact read-out from
+    one that is not, is copied. On leaving all is as before.
+    """
+    half = next((parameter.dtype for parameter in model.parameters()), torch.float32).itemsize < 4
+    probed = copy.deepcopy(model).float() if half else model
+    generator = torch.Generator().manual_seed(1)
+    with evaluation(probed), torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        for name, weight in probed.named_parameters():
+            if name.endswith("bias") or not weight.numel() or float(weight.detach().abs().max()) > NEGLIGIBLE:
+                continue
+            stack.callback(setattr, weight, "data", weight.data)
+            weight.data = torch.randn(weight.shape, generator=generator).to(weight)
+        yield probed
 
 
 @dataclass
@@ -93,7 +117,7 @@ def dry_run(model: nn.Module, images: Tensor) -> DryRun:
         for name, module in model.named_modules():
             if name:
                 stack.callback(module.register_forward_hook(hook(name)).remove)
-        logits = logits_of(model(images))
+        logits = seeded(model, images)
     once = [record for record in records if calls[record.name] == 1]
     return DryRun(
         logits,
@@ -102,6 +126,12 @@ def dry_run(model: nn.Module, images: Tensor) -> DryRun:
         calls,
         shapes,
     )
+
+
+def seeded(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits, with the same numbers drawn in every forward: a model may draw some in evaluation mode too."""
+    torch.manual_seed(0)
+    return logits_of(model(images))
 
 
 def run_tail(
@@ -126,4 +156,4 @@ def run_tail(
     with ExitStack() as stack, torch.set_grad_enabled(graph):
         for name, index, tensor in outputs:
             stack.callback(model.get_submodule(name).register_forward_hook(exchange(index, tensor)).remove)
-        return logits_of(model(images))
+        return seeded(model, images)

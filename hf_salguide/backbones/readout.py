@@ -124,6 +124,14 @@ def holds_the_grid(
     return seen.cut_together(exchanged)
 
 
+def read_beside(seen: Observation, records: Sequence[Record]) -> list[Tensor]:
+    """The gradient of the weighted logits at each of several outputs, with what the others gave held fixed."""
+    leaves = [seen.recorded(record).detach().clone().requires_grad_() for record in records]
+    logits = seen.tail(*((record.name, record.index, leaf) for record, leaf in zip(records, leaves, strict=True)))
+    found = torch.autograd.grad(logits, leaves, grad_outputs=seen.weights, allow_unused=True)
+    return [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True)]
+
+
 def with_attention(seen: Observation, layer: FeatureLayer) -> FeatureLayer:
     """Notes whether the layer's tail attends once, over its tokens, and only the prefix tokens' rows are read."""
     if layer.readout != "generic" or layer.layout != "NLC" or not layer.num_prefix_tokens:

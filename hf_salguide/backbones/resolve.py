@@ -7,23 +7,23 @@ all zeros (heads and the last norms of residual branches are often initialised s
 nothing would be read there.
 """
 
-import copy
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from inspect import isfunction, ismethod
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
-from .forward import evaluation, input_shape, refuse_without_pictures, unwrap_model
+from .forward import input_shape, refuse_without_pictures, unwrap_model
 from .layer import FeatureLayer
 from .named import check_names, named_layer
 from .observe import Observation
+from .probe import probing
 from .search import Walk
 
-MOST_KEPT = 256  # configurations
+MOST_KEPT = 256  # results, of all configurations, and of one model
 NO_PART = ("id2label", "label2id", "label_names", "saliency_guide", "transformers_version", "_name_or_path", "dtype")
 
 _resolved: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], FeatureLayer]] = WeakKeyDictionary()
@@ -70,6 +70,8 @@ def resolve_feature_layer(
     known = _resolved.setdefault(model, {})
     if key not in known:
         known[key] = _resolve_anew(model, shape, names, key)
+        if len(known) > MOST_KEPT:
+            del known[next(iter(known))]
     return known[key]
 
 
@@ -84,10 +86,7 @@ def _resolve_anew(
     refuse_without_pictures(model)
     if names is not None:
         check_names(model, names)
-    half = next((p.dtype for p in model.parameters()), torch.float32).itemsize < 4
-    # Half precision is too coarse to tell an exact read-out from one that is not.
-    probed = copy.deepcopy(model).float() if half else model
-    with evaluation(probed), torch.inference_mode(False), torch.enable_grad():
+    with probing(model) as probed:
         seen = Observation(probed, shape)
         with seen.prepared():
             found = Walk(seen).find() if names is None else named_layer(seen, names)
@@ -99,15 +98,25 @@ def _resolve_anew(
 
 
 def fingerprint(model: nn.Module) -> int:
-    """What a model is made of: its modules, their parameters' shapes, and the plain settings that they hold."""
+    """
+    What a model is made of: its modules, their parameters' shapes, and the settings that they hold.
+
+    Real numbers are left out: rates that a schedule changes, losses that are noted.
+    """
 
     def settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
         held = ((name, value) for name, value in vars(module).items() if name != "training")
-        return tuple((name, value) for name, value in held if isinstance(value, str | bool | int | float | None))
+        return tuple((name, value) for name, value in held if _is_setting(value))
 
     modules = tuple((name, type(module), settings(module)) for name, module in model.named_modules())
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return hash((modules, attention, tuple(parameter.shape for parameter in model.parameters())))
+
+
+def _is_setting(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_setting, value))
+    return isinstance(value, str | bool | int | None) or isfunction(value) or ismethod(value)
 
 
 def _configuration(model: nn.Module) -> tuple[type, str] | None:

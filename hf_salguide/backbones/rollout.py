@@ -11,7 +11,6 @@ forward of noise every token is made to attend to itself alone. Then
    reads.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,13 +27,13 @@ from .forward import (
     REFUSALS,
     check_image_size,
     describe,
-    evaluation,
     input_shape,
     is_checkpointed,
     logits_of,
     probe_images,
     unwrap_model,
 )
+from .probe import probing
 from .resolve import fingerprint
 
 PROBES = 3  # pictures in the forward
@@ -215,9 +214,7 @@ def attention_tokens(model: nn.Module, image_size: int | Sequence[int] | None = 
     key = (shape, fingerprint(model))
     known = _found.setdefault(model, {})
     if key not in known:
-        half = next((p.dtype for p in model.parameters()), torch.float32).itemsize < 4
-        probed = copy.deepcopy(model).float() if half else model
-        with evaluation(probed), torch.inference_mode(False), torch.enable_grad(), _prepared(probed):
+        with probing(model) as probed, _not_checkpointed(probed):
             known[key] = _find(probed, shape)
     return known[key]
 
@@ -326,14 +323,9 @@ def _reached(output: Tensor, leaf: Tensor, weights: Tensor) -> Tensor:
 
 
 @contextmanager
-def _prepared(model: nn.Module) -> Iterator[None]:
-    """Inside, a model has no weight that is all zeros, behind which nothing is read, and is not checkpointed."""
-    generator = torch.Generator().manual_seed(2)
+def _not_checkpointed(model: nn.Module) -> Iterator[None]:
+    """Inside, gradient checkpointing is off, for it runs layers again where their attention is not seen."""
     with ExitStack() as stack:
-        for name, weight in model.named_parameters():
-            if not name.endswith("bias") and not weight.any():
-                stack.callback(setattr, weight, "data", weight.data)
-                weight.data = torch.randn(weight.shape, generator=generator).to(weight)
         for module in model.modules():
             for flag in ("gradient_checkpointing", "grad_checkpointing"):
                 if getattr(module, flag, False) is True:

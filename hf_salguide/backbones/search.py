@@ -9,7 +9,7 @@ The first output is taken that
    give the logits of the first ones (the cut test);
 3. is read: the logits have a gradient at more than half of its positions (the activity test). The patch tokens of the
    last block of a class-token transformer are not; the block before them is;
-4. stands the same tests on pictures twice as wide, where the model takes them.
+4. stands the same tests on pictures of another width, where the model takes them.
 
 Where what it finds is read through a norm alone, as that block's output is, the norm's output takes its place: a
 picture's map times its gradient would else be zero. Where a block gives several tensors that are such a cut together,
@@ -28,10 +28,13 @@ from .layer import FeatureLayer
 from .layouts import MAX_PREFIX_TOKENS, MIN_TOKEN_CHANNELS
 from .observe import ACTIVE_SHARE, Observation
 from .probe import Record
-from .readout import behind, classify, holds_the_grid, vanishes, with_attention
+from .readout import behind, classify, holds_the_grid, read_beside, vanishes, with_attention
 
 MOST_TAILS = 48  # forwards, before the search is given up: a class-token transformer takes about ten
 LAST_PART = 0.25  # of what the modules give: where the search may still pass coarser maps
+
+
+Located = tuple[Record, FeatureLayer]
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Walk:
         self.records = seen.representatives()
         self.rejected: list[_Rejected] = []
         self.unread: list[Record] = []
+        self.bottleneck: Record | None = None
 
     def find(self) -> FeatureLayer:
         for position in reversed(range(len(self.records))):
@@ -58,7 +62,8 @@ class Walk:
             if self.seen.tails >= MOST_TAILS:
                 break
             if layer is None:
-                self.refuse_bottleneck(record)
+                if self.bottleneck is None and self.is_bottleneck(record):
+                    self.bottleneck = record
                 continue
             if self.passes_coarser_maps(position, layer):
                 break
@@ -68,7 +73,13 @@ class Walk:
                     continue
             found = self.accepted(record, layer)
             if found is not None:
+                # A few queries that pool the last map, or a class's own, are a head.
+                if self.bottleneck is not None and len(self.records) - 1 - position > len(self.records) / 2:
+                    self.refuse_bottleneck(self.bottleneck)
+                self.refuse_other_layouts(found)
                 return with_attention(self.seen, found)
+        if self.bottleneck is not None:
+            self.refuse_bottleneck(self.bottleneck)
         raise ValueError(self.no_single_layer())
 
     def accepted(self, record: Record, layer: FeatureLayer) -> FeatureLayer | None:
@@ -78,7 +89,7 @@ class Walk:
             self.rejected.append(_Rejected(record, layer))
             beside = [other for other in seen.run.several.get(record.name, []) if other.index != record.index]
             return self.behind(record, layer, beside) if beside else None
-        if self.is_unread(record, layer) or not self.holds_when_wide(record, layer):
+        if self.is_unread(record, layer) or not self.holds_reshaped((record, layer)):
             return None
         layer = classify(seen, record, layer)
         if not vanishes(seen, record, layer):
@@ -92,52 +103,48 @@ class Walk:
         ):
             return None
         found = behind(self.seen, record, layer, beside)
-        return found[1] if found is not None and self.holds_when_wide(*found, record, layer, beside) else None
+        return found[1] if found is not None and self.holds_reshaped(found, (record, layer), beside) else None
 
-    def holds_when_wide(
-        self,
-        record: Record,
-        layer: FeatureLayer,
-        cut: Record | None = None,
-        cut_layer: FeatureLayer | None = None,
-        beside: Sequence[Record] = (),
-    ) -> bool:
-        """Whether the layer stands the same tests on pictures twice as wide, where the model takes them."""
-        wide = self.seen.wide
-        if wide is None:
+    def holds_reshaped(self, found: Located, cut: Located | None = None, beside: Sequence[Record] = ()) -> bool:
+        """
+        Whether a layer stands the same tests on pictures of another width, where the model takes them: the cut test,
+        or, where it was found behind a cut, that all passes through it that is read of the cut's grid.
+        """
+        reshaped = self.seen.reshaped
+        if reshaped is None:
             return True
 
-        def same(one: Record) -> Record | None:
-            return wide.record(one.name, one.index)
+        def there(located: Located) -> Located | None:
+            record = reshaped.record(located[0].name, located[0].index)
+            layer = None if record is None else reshaped.reading_as(record, located[1])
+            return None if record is None or layer is None else (record, layer)
 
-        there = same(record)
-        reading = None if there is None else wide.reading_as(there, layer)
-        if there is None or reading is None or wide.active_share(there, reading) <= ACTIVE_SHARE:
+        again = there(found)
+        if again is None or reshaped.active_share(*again) <= ACTIVE_SHARE:
             return False
-        if cut is None or cut_layer is None:
-            return wide.cuts(there)
-        cut_there = same(cut)
-        others = [found for other in beside for found in wide.run.several[other.name] if found.index == other.index]
-        reading = None if cut_there is None else wide.reading_as(cut_there, cut_layer)
-        return (
-            cut_there is not None and reading is not None and holds_the_grid(wide, there, cut_there, reading, others)
-        )
+        if cut is None:
+            return reshaped.cuts(again[0])
+        cut_again = there(cut)
+        partners = [one for other in beside for one in reshaped.run.several[other.name] if one.index == other.index]
+        return cut_again is not None and holds_the_grid(reshaped, again[0], *cut_again, partners)
 
-    def refuse_bottleneck(self, record: Record) -> None:
-        """Tokens that are no grid of the picture, but all that the logits depend on, end the search."""
+    def is_bottleneck(self, record: Record) -> bool:
+        """Tokens that are no grid of the picture, but all that the logits depend on."""
         shape = record.tensor.shape
         if record.tensor.ndim != 3 or shape[1] <= MAX_PREFIX_TOKENS or shape[2] < MIN_TOKEN_CHANNELS:
-            return
+            return False
         if self.seen.token_reading(record, channels_first=True) is not None:
-            return
+            return False
         gradient = self.seen.gradient_at(record)
-        if self.seen.cuts(record) and float((gradient.abs().sum(dim=2) > 0).float().mean()) > ACTIVE_SHARE:
-            raise ValueError(
-                f"{describe(self.seen.model)} has a bottleneck behind its last map: all that the logits depend on "
-                f'passes the {shape[1]} tokens of "{record.name}", whose number does not go with the picture, so '
-                "they are no grid, as the latents of a Perceiver are not. Take another backbone, or name a layer "
-                'before it, feature_layer="...", knowing that its map says little of what is read there.'
-            )
+        return self.seen.cuts(record) and float((gradient.abs().sum(dim=2) > 0).float().mean()) > ACTIVE_SHARE
+
+    def refuse_bottleneck(self, record: Record) -> None:
+        raise ValueError(
+            f"{describe(self.seen.model)} has a bottleneck behind its last map: all that the logits depend on passes "
+            f'the {record.tensor.shape[1]} tokens of "{record.name}", whose number does not go with the picture, so '
+            "they are no grid, as the latents of a Perceiver are not. Take another backbone, or name a layer "
+            'before it, feature_layer="...", knowing that its map says little of what is read there.'
+        )
 
     def passes_coarser_maps(self, position: int, layer: FeatureLayer) -> bool:
         """
@@ -154,6 +161,30 @@ class Walk:
             and self.seen.active_share(rejected.record, rejected.layer) > ACTIVE_SHARE
             for rejected in self.rejected
         )
+
+    def refuse_other_layouts(self, layer: FeatureLayer) -> None:
+        """Refuses where a good part of the model goes on with the layer's cells in a layout that is not looked at."""
+        cells, batch = layer.grid[0] * layer.grid[1], len(self.seen.images)
+        shapes = self.seen.run.shapes
+
+        def holds(tokens: int) -> bool:
+            return 0 <= tokens - cells <= MAX_PREFIX_TOKENS
+
+        def is_other(shape: tuple[int, ...]) -> bool:
+            if len(shape) != 3:
+                return False
+            tokens_first = shape[1] == batch and holds(shape[0])
+            channels_first = shape[0] == batch and holds(shape[2]) and not holds(shape[1])
+            return tokens_first or channels_first
+
+        names = list(shapes)
+        others = [name for name in names[names.index(layer.name) + 1 :] if any(map(is_other, shapes[name]))]
+        if len(others) > LAST_PART * len(names):
+            raise ValueError(
+                f'{describe(self.seen.model)}: behind "{layer.name}" the tokens are laid out otherwise '
+                f'("{others[-1]}" gives {shapes[others[-1]][0]}), which is not supported; make them (B, tokens, C), '
+                f'with batch_first=True say, or name the layer before, feature_layer="{layer.name}".'
+            )
 
     def is_unread(self, record: Record, layer: FeatureLayer) -> bool:
         if self.seen.active_share(record, layer) > ACTIVE_SHARE:
@@ -183,8 +214,13 @@ class Walk:
                 'feature_layer=["...", "..."].'
             )
         else:
-            why = [f"no module gives a map of more than one cell at {seen.size}"]
-            remedy = "Take a larger image_size."
+            why = [f"no module that runs once gives a map of more than one cell at {seen.size}"]
+            repeated = [name for name, calls in seen.run.calls.items() if calls > 1][:3]
+            remedy = (
+                f"{', '.join(repeated)} run more than once in a forward; guide the model that they belong to."
+                if repeated
+                else "Take a larger image_size."
+            )
         return (
             f"no single layer of {describe(seen.model)} separates the picture from the logits: {'; '.join(why)}. "
             f"{remedy}"
@@ -201,7 +237,10 @@ class Walk:
                 last[layer.grid] = record
                 together = [(other.name, other.index, self.seen.recorded(other)) for other in last.values()]
                 if len(last) > 1 and self.seen.cut_together(together):
-                    return [other.name for other in last.values()]
+                    gradients = read_beside(self.seen, list(last.values()))
+                    return [
+                        other.name for other, gradient in zip(last.values(), gradients, strict=True) if gradient.any()
+                    ]
             if self.seen.tails >= 2 * MOST_TAILS:
                 break
         return []

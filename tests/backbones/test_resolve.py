@@ -195,7 +195,7 @@ def test_a_named_layer_inside_a_block_that_starts_as_zero_is_read():
             "layer9",
             r'"layer9" is not a module of .*; the nearest are "timm_model.layer',
         ),
-        ("test_resnet", "timm_model.fc", r"gives \(3, 3\) for pictures .* no spatial map; the resolver would pick"),
+        ("test_resnet", "timm_model.fc", r"gives \(2, 3\) for pictures .* no spatial map; the resolver would pick"),
         ("test_resnet", "timm_model.global_pool", r"no spatial map"),
         (
             "vit_class_token",
@@ -368,7 +368,7 @@ def test_logits_that_do_not_depend_on_the_picture():
 
 
 def test_a_picture_that_is_one_cell():
-    with pytest.raises(ValueError, match="no module gives a map of more than one cell"):
+    with pytest.raises(ValueError, match="no module that runs once gives a map of more than one cell"):
         resolve_feature_layer(Net(), 8)
 
 

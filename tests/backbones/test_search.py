@@ -239,6 +239,133 @@ def test_a_layer_has_to_stand_on_pictures_that_are_not_square():
         resolve_feature_layer(OnlySquare(), 64)
 
 
+class SideBySide(nn.Module):
+    """Two branches of a stem, one of which is half as fine; what holds both is the stem."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, stride, stride=stride), nn.Tanh(), nn.Conv2d(8, 8, 3, padding=1), nn.Tanh())
+            for stride in (2, 4)
+        )
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        one, other = (branch(x).mean((2, 3)) for branch in self.branches)
+        return self.fc(one * other)
+
+
+def test_the_list_that_an_error_names_is_one_that_can_be_taken():
+    with pytest.raises(ValueError, match="name them") as caught:
+        resolve_feature_layer(SideBySide(), 64)
+    names = [name.strip('"') for name in str(caught.value).partition("[")[2].partition("]")[0].split(", ")]
+    layer = resolve_feature_layer(SideBySide(), 64, feature_layer=names)
+    assert {part.grid for part in (layer, *layer.others)} == {(8, 8), (4, 4)}
+
+
+class Encoder(nn.Module):
+    """torch's own encoder in its default layout, (tokens, B, C)."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.batch_first = batch_first
+        self.patches = nn.Conv2d(3, 16, 16, stride=16)
+        block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)
+        self.blocks = nn.TransformerEncoder(block, 3, enable_nested_tensor=False)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).permute(*((0, 2, 1) if self.batch_first else (2, 0, 1)))
+        return self.fc(self.blocks(tokens).mean(1 if self.batch_first else 0))
+
+
+def test_tokens_before_the_batch_are_refused():
+    with pytest.raises(ValueError, match=r'behind "patches" the tokens are laid out otherwise .*\(16, 2, 16\)'):
+        resolve_feature_layer(Encoder(batch_first=False), 64)
+    layer = resolve_feature_layer(Encoder(batch_first=True), 64)
+    assert (layer.name, layer.readout) == ("blocks.layers.2.norm2", "exact")
+
+
+class Maximum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU())
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.last(self.stem(x)).amax((2, 3)))
+
+
+def test_a_maximum_reads_what_the_picture_chooses():
+    """Few positions have a gradient, but in every picture others."""
+    assert resolve_feature_layer(Maximum(), 64).name == "last"
+
+
+class Queries(nn.Module):
+    """A query for every class looks at the map of a convolutional network."""
+
+    def __init__(self, classes):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(c, 16, 4, stride=4), nn.GELU()) for c in (3, 16)))
+        self.norm = nn.GroupNorm(1, 16)
+        self.queries = nn.Parameter(torch.randn(classes, 16))
+        self.attention = nn.MultiheadAttention(16, 1, batch_first=True)
+        self.fc = nn.Linear(16, 1)
+
+    def forward(self, x):
+        tokens = self.norm(self.body(x)).flatten(2).mT
+        return self.fc(self.attention(self.queries.expand(len(x), -1, -1), tokens, tokens)[0])[..., 0]
+
+
+@pytest.mark.parametrize("classes", [5, 20])
+def test_queries_in_a_head_are_no_bottleneck(classes):
+    assert resolve_feature_layer(Queries(classes), 64).name == "norm"
+
+
+class DrawsInEvaluation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 8, stride=8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(nn.functional.dropout(self.stem(x).mean((2, 3)), 0.3, training=True))
+
+
+def test_a_head_that_draws_in_evaluation_draws_the_same_in_every_forward():
+    model = DrawsInEvaluation()
+    state = torch.get_rng_state()
+    assert resolve_feature_layer(model, 64).name == "stem"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = timm.create_model("test_resnet", num_classes=3)
+
+    def forward(self, x):
+        return {"logits": self.model(x) + self.model(x.flip(3))}
+
+
+def test_a_model_that_is_run_twice_is_said_to_be():
+    with pytest.raises(ValueError, match=r"run more than once in a forward"):
+        resolve_feature_layer(Twice(), 64)
+    assert resolve_feature_layer(Twice().model, 64).name == "layer4.0"
+
+
+def test_a_plain_module_of_one_channel():
+    assert resolve_feature_layer(timm.create_model("resnet18", in_chans=1, num_classes=3), 64).name == "layer4.1"
+
+
 # -- weights that hide what is read
 
 
@@ -309,6 +436,33 @@ def test_a_setting_of_a_module_that_changes_is_seen():
     assert resolve_feature_layer(model).readout == "exact"
     model.timm_model.global_pool = "token"
     assert resolve_feature_layer(model).name == "timm_model.blocks.5.norm1"
+
+
+def test_a_stride_that_is_taken_out_is_seen():
+    """As is often done for finer maps."""
+    model = CASES["resnet18"].build()
+    assert resolve_feature_layer(model).grid == (2, 3)
+    block = model.timm_model.layer4[0]
+    block.conv1.stride = block.downsample[0].stride = (1, 1)
+    assert resolve_feature_layer(model).grid == (4, 6)
+
+
+def test_a_method_that_is_replaced_is_seen():
+    model = CASES["resnet18"].build()
+    first = resolve_feature_layer(model)
+    inner = model.timm_model
+    inner.forward_head = lambda x, pre_logits=False: inner.fc(x.amax((2, 3)))
+    assert (first.readout, resolve_feature_layer(model).readout) == ("exact", "generic")
+
+
+def test_rates_and_losses_that_a_model_notes_are_no_news():
+    model = CASES["test_resnet"].build()
+    first = resolve_feature_layer(model)
+    calls = calls_of(model)
+    model.timm_model.last_loss = 0.3
+    resolve_feature_layer(model)
+    assert len(calls) == 0
+    assert resolve_feature_layer(model) is first
 
 
 def test_other_processes_find_the_same():
