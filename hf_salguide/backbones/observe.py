@@ -19,6 +19,7 @@ from .layouts import map_layouts, token_grids
 from .probe import Record, dry_run, run_tail, seeded
 
 PROBES = 2  # pictures a forward
+MERGED = (2, 3, 4)  # cells a side, into a token
 LARGE = 256 * 256  # cells of a picture, above which other widths are tried smaller
 TOLERANCE = 1e-3  # of the difference that the pictures make, where numbers are computed in two ways
 CUT_TOLERANCE = 1e-4  # where they are computed in the same way; what is read otherwise has been seen at 2e-4
@@ -84,7 +85,7 @@ class Observation:
     def grids_in_turn(self) -> set[tuple[int, int]]:
         """
         The grids that the picture goes through: the first that is seen, and from there on all that are 4-D maps, or
-        tokens that are as many as those of one seen before, or of one half as fine.
+        tokens that are as many as those of one seen before, or of one whose cells were merged.
         """
         grids: set[tuple[int, int]] = set()
         for record in self.run.records:
@@ -92,9 +93,13 @@ class Observation:
                 grids.update(grid for _, grid in map_layouts(record.tensor.shape, self.size))
                 continue
             found = [grid for _, grid in token_grids(record.tensor.shape, self.size)]
-            halves = {(math.ceil(height / 2), math.ceil(width / 2)) for height, width in grids}
-            halves |= {(height // 2, width // 2) for height, width in grids}
-            grids.update(found[:1] if not grids else [grid for grid in found if grid in halves])
+            merged = {
+                (rounded(height / factor), rounded(width / factor))
+                for height, width in grids
+                for factor in MERGED
+                for rounded in (math.floor, math.ceil)
+            }
+            grids.update(found[:1] if not grids else [grid for grid in found if grid in merged])
         return grids
 
     @cached_property

@@ -126,6 +126,13 @@ def _try_engines(model: nn.Module, size: tuple[int, int], requested: str, obstac
             expected = trial.double_backward(math_everywhere=False)
         except RuntimeError as error:
             obstacles.setdefault("double_backward", _cause(error))
+        if expected is not None and not all(_finite(gradients) for gradients in expected):
+            obstacles["double_backward"] = (
+                "its parameter gradients are not finite on noise, as where windows of cosine attention are filled up "
+                "with zeros: take an image_size that the windows divide"
+            )
+            obstacles.setdefault("finite_difference", "it cannot be checked against double_backward")
+            return None
         if requested == "double_backward":
             return None
         try:
@@ -217,6 +224,10 @@ class _Trial:
             )
             for scalar, penalty in self._penalties()
         ]
+
+
+def _finite(gradients: list[Tensor | None]) -> bool:
+    return all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _cosine(found: list[Tensor | None], expected: list[Tensor | None]) -> float:

@@ -286,6 +286,17 @@ def test_checkpointing_goes_with_finite_differences():
         choose_engine(model, SIZE, "double_backward")
 
 
+def test_gradients_that_are_not_finite_are_found_before_training():
+    """Windows of cosine attention that are filled up with zeros: a norm of zero has no second derivative."""
+    tiny = {"embed_dim": 8, "depths": (1, 1, 2), "num_heads": (1, 2, 2), "window_size": 4}
+    model = as_classifier("swinv2_tiny_window8_256", num_labels=3, image_size=(64, 96), **tiny)
+    for engine in ("auto", "double_backward", "finite_difference"):
+        with pytest.raises(ValueError, match=r"not finite on noise|cannot be checked against double_backward"):
+            choose_engine(model, (64, 96), engine)
+    fits = as_classifier("swinv2_tiny_window8_256", num_labels=3, image_size=(64, 128), **tiny)
+    assert choose_engine(fits, (64, 128)).engine == "finite_difference"
+
+
 @pytest.mark.parametrize("cut", ["pictures", "logits", "elsewhere"])
 def test_a_gradient_that_does_not_arrive_is_refused(cut):
     network = SmoothNetwork(3)
