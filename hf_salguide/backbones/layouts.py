@@ -39,10 +39,7 @@ def _rough_stride(grid: tuple[int, int], size: tuple[int, int]) -> bool:
 
 def map_layouts(shape: torch.Size, size: tuple[int, int]) -> list[tuple[Layout, tuple[int, int]]]:
     """The layouts as which a 4-D output may be read, the better founded first; a single cell is no map."""
-    readings: list[tuple[Layout, tuple[int, int]]] = [
-        ("NCHW", (shape[2], shape[3])),
-        ("NHWC", (shape[1], shape[2])),
-    ]
+    readings: list[tuple[Layout, tuple[int, int]]] = [("NCHW", (shape[2], shape[3])), ("NHWC", (shape[1], shape[2]))]
     for fits in (_exact_stride, _integer_stride, _rough_stride):
         found = [(layout, grid) for layout, grid in readings if math.prod(grid) > 1 and fits(grid, size)]
         if found:

@@ -11,6 +11,7 @@ from .forward import describe
 from .layer import FeatureLayer
 from .observe import Observation
 from .probe import Record
+from .reading import read_layer
 from .readout import cancels, classify, read_beside, vanishes, with_attention
 from .search import Walk
 
@@ -118,7 +119,7 @@ def _read(seen: Observation, name: str) -> tuple[Record, FeatureLayer]:
             f"that runs once{_suggestion(_pick(seen))}."
         )
     for record in seen.run.records:
-        layer = seen.reading(record) if record.name == name else None
+        layer = read_layer(seen, record) if record.name == name else None
         if layer is None:
             continue
         if seen.active_share(record, layer) == 0:

@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -80,27 +79,7 @@ class Observation:
         self.spread = float((self.run.logits - self.run.logits.roll(1, dims=0)).abs().max())
         self.weights = self.random_like(self.run.logits)
         self.rounding = 1e-6 * float(self.run.logits.abs().max())
-        self.grids = self.grids_in_turn()
-
-    def grids_in_turn(self) -> set[tuple[int, int]]:
-        """
-        The grids that the picture goes through: the first that is seen, and from there on all that are 4-D maps, or
-        tokens that are as many as those of one seen before, or of one whose cells were merged.
-        """
-        grids: set[tuple[int, int]] = set()
-        for record in self.run.records:
-            if record.tensor.ndim == 4:
-                grids.update(grid for _, grid in map_layouts(record.tensor.shape, self.size))
-                continue
-            found = [grid for _, grid in token_grids(record.tensor.shape, self.size)]
-            merged = {
-                (rounded(height / factor), rounded(width / factor))
-                for height, width in grids
-                for factor in MERGED
-                for rounded in (math.floor, math.ceil)
-            }
-            grids.update(found[:1] if not grids else [grid for grid in found if grid in merged])
-        return grids
+        self.grids = grids_in_turn(self.model, self.run.records, self.size)
 
     @cached_property
     def reshaped(self) -> "Observation | None":
@@ -152,91 +131,11 @@ class Observation:
         """The order of preference among modules that give the same tensor."""
         module = self.model.get_submodule(record.name)
         bare = next(module.parameters(), None) is None
-        return (
-            isinstance(module, CONTAINERS),
-            record.index is not None,
-            bare,
-            -record.name.count("."),
-        )
+        return (isinstance(module, CONTAINERS), record.index is not None, bare, -record.name.count("."))
 
     def record(self, name: str, index: int | str | None) -> Record | None:
         """What a module gave, if it ran once and gave something."""
-        return next(
-            (other for other in self.run.records if (other.name, other.index) == (name, index)),
-            None,
-        )
-
-    def reading(self, record: Record) -> FeatureLayer | None:
-        """The record as a layer with a layout, its read-out still open; `None` if it is not spatial."""
-        shape = record.tensor.shape
-        name, index, copied = record.name, record.index, record.overwritten
-        if record.tensor.ndim == 3:
-            tokens = self.token_reading(record)
-            if tokens is None:
-                return None
-            prefix, grid = tokens
-            return FeatureLayer(
-                name,
-                "NLC",
-                grid,
-                shape[2],
-                prefix,
-                output_index=index,
-                hand_on_copy=copied,
-            )
-        readings = map_layouts(shape, self.size)
-        if len(readings) > 1 and self.reshaped is not None:
-            other = self.reshaped.record(name, index)
-            there = map_layouts(other.tensor.shape, self.reshaped.size) if other is not None else []
-            if there:  # Which edge went with the picture's?
-                readings = [reading for reading in readings if reading[0] == there[0][0]] or readings
-        if not readings:
-            return None
-        layout, grid = readings[0]
-        channels = shape[1] if layout == "NCHW" else shape[3]
-        return FeatureLayer(name, layout, grid, channels, output_index=index, hand_on_copy=copied)
-
-    def reading_as(self, record: Record, layer: FeatureLayer) -> FeatureLayer | None:
-        """The record in the layout of a layer that was found on other pictures; `None` if it does not fit."""
-        shape = record.tensor.shape
-        if layer.layout == "NLC" and len(shape) == 3:
-            grids = [grid for prefix, grid in token_grids(shape, self.size) if prefix == layer.num_prefix_tokens]
-        elif layer.layout != "NLC" and len(shape) == 4:
-            grids = [grid for layout, grid in map_layouts(shape, self.size) if layout == layer.layout]
-        else:
-            grids = []
-        return replace(layer, grid=grids[0]) if grids else None
-
-    def token_reading(self, record: Record, channels_first: bool = False) -> tuple[int, tuple[int, int]] | None:
-        """
-        Prefix tokens and grid of a 3-D output `(B, tokens, C)`, or `(B, C, tokens)` with `channels_first`.
-
-        As many tokens as a grid has cells may be no grid at all (the latents of a Perceiver): their number has to
-        go with the picture's width, or, where the model takes no other, to have come from a grid seen before.
-        """
-
-        def shape(one: Record) -> torch.Size:
-            return one.tensor.mT.shape if channels_first else one.tensor.shape
-
-        readings = token_grids(shape(record), self.size)
-        # The patches' grid, or one that they were merged to, has mostly been seen before.
-        readings.sort(key=lambda reading: reading[1] not in self.grids)
-        if not readings:
-            return None
-        if self.reshaped is None:
-            return readings[0] if readings[0][1] in self.grids else None
-        other = self.reshaped.record(record.name, record.index)
-        there = token_grids(shape(other), self.reshaped.size) if other is not None else []
-        grows = self.reshaped.size[1] > self.size[1]
-        for prefix, (height, width) in readings:
-            if any(
-                found[0] == prefix
-                and found[1][0] == height
-                and (found[1][1] > width if grows else found[1][1] < width)
-                for found in there
-            ):
-                return prefix, (height, width)
-        return None
+        return next((other for other in self.run.records if (other.name, other.index) == (name, index)), None)
 
     def tail(self, *outputs: tuple[str, int | str | None, Tensor]) -> Tensor:
         """The logits of other pictures, with modules' outputs exchanged: `(name, index, tensor)` each."""
@@ -339,3 +238,29 @@ class Observation:
         if not layer.num_prefix_tokens and read.any(dim=(1, 2)).all() and not (read == read[:1]).all():
             return 1.0  # another picture, other positions: what is read is chosen by content, as a maximum is
         return float(read.float().mean())
+
+
+def grids_in_turn(model: nn.Module, records: Sequence[Record], size: tuple[int, int]) -> set[tuple[int, int]]:
+    """
+    The grids that the picture goes through: the first that is seen, and from there on all that are 4-D maps, or
+    tokens that are as many as those of one seen before, or of one whose cells were merged.
+
+    Maps are those of modules with parameters, and their first output: attention's probabilities are 4-D as well.
+    """
+    grids: set[tuple[int, int]] = set()
+    for record in records:
+        if record.tensor.ndim == 4:
+            module = model.get_submodule(record.name)
+            if record.index not in (None, 0) or next(module.parameters(), None) is None:
+                continue
+            grids.update(grid for _, grid in map_layouts(record.tensor.shape, size))
+            continue
+        found = [grid for _, grid in token_grids(record.tensor.shape, size)]
+        merged = {
+            (rounded(height / factor), rounded(width / factor))
+            for height, width in grids
+            for factor in MERGED
+            for rounded in (math.floor, math.ceil)
+        }
+        grids.update(found[:1] if not grids else [grid for grid in found if grid in merged])
+    return grids

@@ -48,12 +48,7 @@ class Record:
     @property
     def key(self) -> tuple[Any, ...]:
         """The same for modules that gave the very same tensor: a block, the container round it, an identity."""
-        return (
-            self.tensor.data_ptr(),
-            self.version,
-            self.tensor.shape,
-            self.tensor.stride(),
-        )
+        return (self.tensor.data_ptr(), self.version, self.tensor.shape, self.tensor.stride())
 
     @property
     def overwritten(self) -> bool:
@@ -119,13 +114,7 @@ def dry_run(model: nn.Module, images: Tensor) -> DryRun:
                 stack.callback(module.register_forward_hook(hook(name)).remove)
         logits = seeded(model, images)
     once = [record for record in records if calls[record.name] == 1]
-    return DryRun(
-        logits,
-        once,
-        {name: those for name, those in several.items() if len(those) > 1},
-        calls,
-        shapes,
-    )
+    return DryRun(logits, once, {name: those for name, those in several.items() if len(those) > 1}, calls, shapes)
 
 
 def seeded(model: nn.Module, images: Tensor) -> Tensor:

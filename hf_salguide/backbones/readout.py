@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .layer import FeatureLayer
 from .observe import ACTIVE_SHARE, TOLERANCE, Observation
 from .probe import Record
+from .reading import read_layer
 
 
 def classify(seen: Observation, record: Record, layer: FeatureLayer) -> FeatureLayer:
@@ -30,13 +31,7 @@ def classify(seen: Observation, record: Record, layer: FeatureLayer) -> FeatureL
             return layer
         # Over the grid alone: what prefix tokens add is not on the map.
         from_map = (gradients * layer.to_maps(features)).sum(dim=(1, 2, 3))
-        found.append(
-            (
-                gradients.sum(dim=(2, 3)),
-                (seen.weights * logits).sum(dim=1) - from_map,
-                from_map,
-            )
-        )
+        found.append((gradients.sum(dim=(2, 3)), (seen.weights * logits).sum(dim=1) - from_map, from_map))
     (gradient, bias, from_map), (other_gradient, other_bias, other_from_map) = found
     same = (gradient - other_gradient).abs().max() <= TOLERANCE * gradient.abs().max()
     scale = torch.maximum(from_map.abs().max(), other_from_map.abs().max())
@@ -64,10 +59,7 @@ def cancels(products: Tensor) -> bool:
 
 
 def behind(
-    seen: Observation,
-    record: Record,
-    layer: FeatureLayer,
-    beside: Sequence[Record] = (),
+    seen: Observation, record: Record, layer: FeatureLayer, beside: Sequence[Record] = ()
 ) -> tuple[Record, FeatureLayer] | None:
     """
     The first output behind a cut through which all is read that the logits take from its grid, if there is one.
@@ -81,7 +73,7 @@ def behind(
     records = seen.representatives()
     keys = [other.key for other in records]
     for other in records[keys.index(record.key) + 1 :]:
-        found = seen.reading(other)
+        found = read_layer(seen, other)
         if found is None or (found.layout, found.grid) != (layer.layout, layer.grid):
             continue
         if (
@@ -95,11 +87,7 @@ def behind(
 
 
 def holds_the_grid(
-    seen: Observation,
-    other: Record,
-    record: Record,
-    layer: FeatureLayer,
-    beside: Sequence[Record] = (),
+    seen: Observation, other: Record, record: Record, layer: FeatureLayer, beside: Sequence[Record] = ()
 ) -> bool:
     """Whether with `other` as recorded the logits stay, whatever the grid at the cut before it (see [`behind`])."""
     recorded = seen.recorded(record)
@@ -107,20 +95,11 @@ def holds_the_grid(
     kept = layer.num_prefix_tokens if layer.layout == "NLC" else 0
     if kept:
         elsewhere[:, :kept] = recorded[:, :kept]
-    exchanged = [
-        (record.name, record.index, elsewhere),
-        (other.name, other.index, seen.recorded(other)),
-    ]
+    exchanged = [(record.name, record.index, elsewhere), (other.name, other.index, seen.recorded(other))]
     for partner in beside:
         tensor = seen.recorded(partner)
         # It may hold the parts of a picture as pictures of their own.
-        exchanged.append(
-            (
-                partner.name,
-                partner.index,
-                torch.roll(tensor, len(tensor) // len(seen.images), dims=0),
-            )
-        )
+        exchanged.append((partner.name, partner.index, torch.roll(tensor, len(tensor) // len(seen.images), dims=0)))
     return seen.cut_together(exchanged)
 
 

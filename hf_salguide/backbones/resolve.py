@@ -31,9 +31,7 @@ _by_configuration: OrderedDict[tuple[object, ...], FeatureLayer] = OrderedDict()
 
 
 def resolve_feature_layer(
-    model: nn.Module,
-    image_size: int | Sequence[int] | None = None,
-    feature_layer: str | Sequence[str] | None = None,
+    model: nn.Module, image_size: int | Sequence[int] | None = None, feature_layer: str | Sequence[str] | None = None
 ) -> FeatureLayer:
     """
     Finds the layer whose output is the last spatial map that the logits are computed from, or describes a given one.

@@ -28,6 +28,7 @@ from .layer import FeatureLayer
 from .layouts import MAX_PREFIX_TOKENS, MIN_TOKEN_CHANNELS
 from .observe import ACTIVE_SHARE, Observation
 from .probe import Record
+from .reading import read_layer, read_layer_as, read_tokens
 from .readout import behind, classify, holds_the_grid, read_beside, vanishes, with_attention
 
 MOST_TAILS = 48  # forwards, before the search is given up: a class-token transformer takes about ten
@@ -58,7 +59,7 @@ class Walk:
     def find(self) -> FeatureLayer:
         for position in reversed(range(len(self.records))):
             record = self.records[position]
-            layer = self.seen.reading(record)
+            layer = read_layer(self.seen, record)
             if self.seen.tails >= MOST_TAILS:
                 break
             if layer is None:
@@ -116,7 +117,7 @@ class Walk:
 
         def there(located: Located) -> Located | None:
             record = reshaped.record(located[0].name, located[0].index)
-            layer = None if record is None else reshaped.reading_as(record, located[1])
+            layer = None if record is None else read_layer_as(reshaped, record, located[1])
             return None if record is None or layer is None else (record, layer)
 
         again = there(found)
@@ -133,7 +134,7 @@ class Walk:
         shape = record.tensor.shape
         if record.tensor.ndim != 3 or shape[1] <= MAX_PREFIX_TOKENS or shape[2] < MIN_TOKEN_CHANNELS:
             return False
-        if self.seen.token_reading(record, channels_first=True) is not None:
+        if read_tokens(self.seen, record, channels_first=True) is not None:
             return False
         gradient = self.seen.gradient_at(record)
         return self.seen.cuts(record) and float((gradient.abs().sum(dim=2) > 0).float().mean()) > ACTIVE_SHARE
@@ -230,7 +231,7 @@ class Walk:
         """The last maps that are read of different grids, if they hold together what none of them holds alone."""
         last: dict[tuple[int, int], Record] = {}
         for record in reversed(self.records):
-            layer = self.seen.reading(record)
+            layer = read_layer(self.seen, record)
             if layer is None or layer.grid in last:
                 continue
             if self.seen.active_share(record, layer) > ACTIVE_SHARE:
