@@ -59,8 +59,10 @@ class Observation:
             self.observe()
             if self.spread <= max(self.rounding, FAINT):
                 norms = [norm for norm in self.model.modules() if isinstance(norm, BatchNorm)]
-                for buffer in (buffer for norm in norms for buffer in norm.buffers()):
-                    stack.callback(buffer.copy_, buffer.clone())
+                for norm in norms:
+                    for name, buffer in norm._buffers.items():
+                        stack.callback(norm._buffers.__setitem__, name, buffer)
+                        norm._buffers[name] = None if buffer is None else buffer.clone()
                 self.calibrate(norms)
                 self.observe()
             if self.spread <= self.rounding:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from .forward import evaluation, logits_of
 from .layer import replace_output
@@ -18,22 +19,49 @@ NEGLIGIBLE = 1e-4  # weights that are no larger, as fresh layer scales are (1e-5
 @contextmanager
 def probing(model: nn.Module) -> Iterator[nn.Module]:
     """
-    The model, ready to be looked at: in evaluation mode, with gradients on, and with no weight that is all zeros.
+    The model, ready to be looked at: in evaluation mode, with gradients on, and without the marks of a fresh start.
 
     Heads and the last norms of residual branches are often initialised with zeros, and nothing would be read behind
-    them; such weights are random inside. A model in half precision, which is too coarse to tell an exact read-out from
-    one that is not, is copied. On leaving all is as before.
+    them: such weights are random inside. A norm starts as the identity, and what it norms would be taken for what goes
+    through: its weights, if all are the same, and its statistics are random as well. A model in half precision, which
+    is too coarse to tell an exact read-out from one that is not, is copied. On leaving all is as before.
     """
     half = next((parameter.dtype for parameter in model.parameters()), torch.float32).itemsize < 4
     probed = copy.deepcopy(model).float() if half else model
     generator = torch.Generator().manual_seed(1)
     with evaluation(probed), torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for name, weight in probed.named_parameters():
-            if name.endswith("bias") or not weight.numel() or float(weight.detach().abs().max()) > NEGLIGIBLE:
-                continue
-            stack.callback(setattr, weight, "data", weight.data)
-            weight.data = torch.randn(weight.shape, generator=generator).to(weight)
+            drawn = None if name.endswith("bias") else _enlivened(weight.detach(), generator)
+            if drawn is not None:
+                stack.callback(setattr, weight, "data", weight.data)
+                weight.data = drawn
+        for norm in probed.modules():
+            mean, variance = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
+            if isinstance(norm, BatchNorm) and mean is not None and variance is not None and not mean.any():
+                drawn = {
+                    "running_mean": 0.1 * torch.randn(mean.shape, generator=generator).to(mean),
+                    "running_var": variance * _factors(variance, generator),
+                }
+                for name, buffer in drawn.items():
+                    # Others in their place: a graph that read them can still be differentiated.
+                    stack.callback(norm._buffers.__setitem__, name, norm._buffers[name])
+                    norm._buffers[name] = buffer
         yield probed
+
+
+def _enlivened(weight: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Random numbers for a weight that is zero or the same everywhere; `None` for others."""
+    if not weight.numel():
+        return None
+    if float(weight.abs().max()) <= NEGLIGIBLE:
+        return torch.randn(weight.shape, generator=generator).to(weight)
+    if weight.ndim == 1 and len(weight) > 1 and bool((weight == weight[0]).all()):
+        return weight * _factors(weight, generator)
+    return None
+
+
+def _factors(like: Tensor, generator: torch.Generator) -> Tensor:
+    return (0.5 + torch.rand(like.shape, generator=generator)).to(like)
 
 
 @dataclass

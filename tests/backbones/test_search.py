@@ -1,5 +1,6 @@
 """Where the search for the last map ends, what it costs, and for whom its result is kept."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import transformers
 from backbones.zoo import CASES, NAMES
 from torch import nn
 
-from hf_salguide.backbones import as_classifier, resolve_feature_layer
+from hf_salguide.backbones import as_classifier, resolve_feature_layer, saliency_maps
 from hf_salguide.backbones.resolve import _by_configuration
 
 PERCEIVER = {
@@ -376,6 +377,35 @@ def test_small_layer_scales_change_nothing(init_values):
     )
     layer = resolve_feature_layer(model)
     assert (layer.name, layer.grid, layer.num_prefix_tokens) == ("timm_model.blocks.2", (4, 4), 0)
+
+
+class NormedHead(nn.Module):
+    """A batch norm between the mean and the linear layer, as in SHViT: in a fresh network the identity."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 8, stride=8)
+        self.norm = nn.BatchNorm1d(8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.stem(x).mean((2, 3))))
+
+
+def test_a_norm_that_is_still_the_identity_is_not_looked_through():
+    model = NormedHead()
+    before = copy.deepcopy(model.state_dict())
+    layer = resolve_feature_layer(model, 64)
+    assert (layer.name, layer.readout, layer.head) == ("stem", "exact", None)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    model.norm.running_var.fill_(4.0)
+    model.eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    maps = saliency_maps(model, pictures, target=1, feature_layer=layer)
+    with torch.no_grad():
+        bias = model.fc(model.norm(torch.zeros(1, 8)))[0, 1]
+        torch.testing.assert_close(maps.mean((1, 2)) + bias, model(pictures)[:, 1])
 
 
 class Sealed(nn.Module):
