@@ -38,11 +38,11 @@ def probing(model: nn.Module) -> Iterator[nn.Module]:
         for norm in probed.modules():
             mean, variance = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
             if isinstance(norm, BatchNorm) and mean is not None and variance is not None and not mean.any():
-                drawn = {
+                fresh = {
                     "running_mean": 0.1 * torch.randn(mean.shape, generator=generator).to(mean),
                     "running_var": variance * _factors(variance, generator),
                 }
-                for name, buffer in drawn.items():
+                for name, buffer in fresh.items():
                     # Others in their place: a graph that read them can still be differentiated.
                     stack.callback(norm._buffers.__setitem__, name, norm._buffers[name])
                     norm._buffers[name] = buffer
