@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow quality format
+.PHONY: demo test test-slow zoo quality format
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +18,12 @@ demo: $(INSTALLED)  ## plain, guided and inverted training on decoy digits, thre
 test: $(INSTALLED)  ## the default test run, two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(INSTALLED)  ## what takes longer
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+test-slow: $(INSTALLED)  ## what takes longer, every family of backbones among it, two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(PYTEST_ARGS)
+
+zoo: $(INSTALLED)  ## every family of backbones resolved, checked and trained, and docs/backbones.md filled in
+	$(BIN)/hf-salguide backbones --train true --processes 2 --json runs/backbones.json
+	$(BIN)/python tools/readme.py --backbones runs/backbones.json
 
 quality: $(INSTALLED)  ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .

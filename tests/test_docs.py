@@ -1,5 +1,6 @@
-"""The README says what the code does, and the examples run."""
+"""The README and docs/ say what the code does and what was measured, and the examples run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("README.md", name) for name in ("methods", "demo", "demo_all", "cost")] + [("docs/cost.md", "steps")],
+    [("README.md", name) for name in ("methods", "demo", "demo_all", "cost", "zoo")]
+    + [("docs/cost.md", "steps")]
+    + [("docs/backbones.md", name) for name in ("survey", "timm", "transformers")],
 )
 def test_the_tables_are_those_that_the_recorded_results_give(page, name):
     sys.path.insert(0, str(ROOT / "tools"))
@@ -25,6 +28,26 @@ def test_the_tables_are_those_that_the_recorded_results_give(page, name):
     assert found, name
     assert found.group(1).strip() == tables()[name]
     assert len(found.group(1).splitlines()) >= 3
+
+
+def test_the_page_of_backbones_has_every_family():
+    import timm
+    import transformers
+
+    from hf_salguide.studies.zoo import families
+
+    survey = json.loads((ROOT / "docs" / "backbones.json").read_text())
+    for library, installed in (("timm", timm.__version__), ("transformers", transformers.__version__)):
+        known = [family.name for family in families() if family.library == library]
+        shown = [row["family"] for row in survey["rows"] if row["library"] == library]
+        if survey["versions"][library] == installed:
+            assert shown == known
+        else:  # an older one has fewer, a newer one more
+            assert len(set(shown) & set(known)) > 0.9 * min(len(shown), len(known))
+    if survey["versions"]["transformers"] == transformers.__version__:
+        mapping = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+        classes = {name for names in mapping for name in ([names] if isinstance(names, str) else names)}
+        assert set(shown) == classes - {"TimmWrapperForImageClassification"}  # it is timm's
 
 
 def test_the_script_of_the_readme_runs(tmp_path, digits_folder):

@@ -3,7 +3,9 @@
     hf-salguide demo --output_dir runs/demo
     hf-salguide demo --methods all --output_dir runs/demo_all
     hf-salguide bench --json runs/bench.json
-    python tools/readme.py --demo runs/demo --demo_all runs/demo_all --bench runs/bench.json
+    hf-salguide backbones --train true --processes 2 --json runs/backbones.json
+    python tools/readme.py --demo runs/demo --demo_all runs/demo_all --bench runs/bench.json \
+        --backbones runs/backbones.json
 
 The results are copied to docs/ and the tables are rendered from there; tests compare the two. `--demo_all` and
 `--bench` take several, whose results are put together.
@@ -19,10 +21,11 @@ from typing import Any
 from hf_salguide.cli.methods import methods_table
 from hf_salguide.studies.bench import BenchResult, bench_table, cost_table
 from hf_salguide.studies.demo import Run, demo_table
+from hf_salguide.studies.survey import Row, survey_counts, survey_summary, survey_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("README.md", "docs/cost.md")
+PAGES = ("README.md", "docs/cost.md", "docs/backbones.md")
 
 
 def recorded(name: str) -> Any:
@@ -33,13 +36,25 @@ def recorded(name: str) -> Any:
 def tables() -> dict[str, str]:
     """The tables by the name of their section, from the code and the results in docs/."""
     steps = [BenchResult(**result) for result in recorded("bench.json")["steps"]]
+    survey = recorded("backbones.json")
+    rows = [Row(**row) for row in survey["rows"]]
     return {
         "methods": methods_table(),
         "demo": demo_table([Run(**run) for run in recorded("demo.json")]),
         "demo_all": demo_table([Run(**run) for run in recorded("demo_all.json")]),
         "cost": cost_table(steps),
         "steps": bench_table(steps),
+        "survey": f"{measured_with(survey['versions'])}\n\n{survey_summary(rows)}",
+        "zoo": survey_counts(rows),
+        "timm": survey_table([row for row in rows if row.library == "timm"]),
+        "transformers": survey_table([row for row in rows if row.library == "transformers"]),
     }
+
+
+def measured_with(versions: dict[str, str]) -> str:
+    """The libraries and the hardware of a survey, in a sentence."""
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "cpu_cores")
+    return f"Measured with {libraries}, random weights, on a machine with {versions['cpu_cores']} CPU cores."
 
 
 def fill(page: str, found: dict[str, str]) -> str:
@@ -56,6 +71,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, help="output folder of a demo")
     parser.add_argument("--demo_all", type=Path, nargs="+", help="output folders of demos with --methods all")
     parser.add_argument("--bench", type=Path, nargs="+", help="JSON files of benchmarks")
+    parser.add_argument("--backbones", type=Path, help="JSON file of a survey of backbones")
     options = parser.parse_args()
     if options.demo:
         shutil.copy(options.demo / "results.json", DOCS / "demo.json")
@@ -68,6 +84,8 @@ def main() -> None:
         steps = [step for part in parts for step in part["steps"]]
         loader = next((part["loader"] for part in parts if "loader" in part), {})
         (DOCS / "bench.json").write_text(json.dumps({"steps": steps, "loader": loader}, indent=2))
+    if options.backbones:
+        (DOCS / "backbones.json").write_text(options.backbones.read_text())
     found = tables()
     for page in PAGES:
         (ROOT / page).write_text(fill(page, found))

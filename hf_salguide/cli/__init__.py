@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "read every picture and map of a data set and list what is wrong",
     "explain": "a panel of pictures, human saliency and maps",
     "methods": "the guidance methods, their papers and defaults",
+    "backbones": "the feature layer of each family of timm and transformers, and what holds of it",
     "bench": "the cost of a guided step as a multiple of the plain step",
 }
 
