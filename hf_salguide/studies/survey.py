@@ -234,7 +234,10 @@ def _surveyed(row: Row, family: Family, train: bool) -> Row:
         row = replace(row, **_measured(model, layer, family, names))
     except Exception as error:
         return replace(row, reason=f"the layer cannot be checked: {_told(error)}")
-    return replace(row, trained={kind: _trained(model, kind, family.size, names) for kind in KINDS if train})
+    if not train:
+        return row
+    size = _training_size(model, family.size, names)
+    return replace(row, trained={kind: _trained(model, kind, size, names) for kind in KINDS})
 
 
 def survey_all(families: Sequence[Family], train: bool = False, processes: int = 1) -> list[Row]:
@@ -369,6 +372,18 @@ def _takes(model: PreTrainedModel, size: tuple[int, int]) -> bool:
     except REFUSALS:
         return False
     return True
+
+
+def _training_size(model: PreTrainedModel, size: tuple[int, int], names: Sequence[str]) -> tuple[int, int]:
+    """Half the size for large networks that take it, for time's sake."""
+    half = (size[0] // 2, size[1] // 2)
+    if model.num_parameters() <= MANY or not _takes(model, half):
+        return size
+    try:
+        layer = resolve_feature_layer(model, half, list(names) or None)
+    except ValueError:
+        return size
+    return size if min(min(part.grid) for part in layer.parts) < 2 else half
 
 
 def _trained(model: PreTrainedModel, kind: str, size: tuple[int, int], names: Sequence[str]) -> str:

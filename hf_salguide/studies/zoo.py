@@ -54,8 +54,8 @@ _SQUARE = (128, 128)
 _STRIDE_64 = (256, 384)
 _VALID = (171, 235)  # convolutions without padding: 4 × 6 cells
 
-# The smallest architecture of each module, reduced where a forward of three pictures would take long. Square pictures
-# are for those that take no others.
+# The smallest architecture of each module, or a relative that gets smaller, reduced where a forward of three
+# pictures would take long. Square pictures are for those that take no others.
 TIMM: dict[str, dict[str, Any]] = {
     "beit": _built("beit_base_patch16_224", **_VIT),
     "byoanet": _built("lambda_resnet26t", width_factor=0.25),
