@@ -61,10 +61,9 @@ def named_layer(seen: Observation, names: Sequence[str]) -> FeatureLayer:
         ValueError: if one gives no spatial map, runs more than once or not at all, or is not read by the logits.
     """
     found = [_read(seen, name) for name in names]
-    together = seen.cut_together([(record.name, record.index, seen.recorded(record)) for record, _ in found])
     if len(found) == 1:
-        return _single(seen, *found[0], cuts=together)
-    if not together:
+        return _single(seen, *found[0])
+    if not seen.cut_together([(record.name, record.index, seen.recorded(record)) for record, _ in found]):
         logger.warning(
             "feature_layer=%s: part of what the logits take from the picture goes round these layers, and their maps "
             "do not show it.",
@@ -87,8 +86,8 @@ def named_layer(seen: Observation, names: Sequence[str]) -> FeatureLayer:
     return replace(layers[0], others=tuple(layers[1:]))
 
 
-def _single(seen: Observation, record: Record, layer: FeatureLayer, cuts: bool) -> FeatureLayer:
-    if cuts:
+def _single(seen: Observation, record: Record, layer: FeatureLayer) -> FeatureLayer:
+    if seen.cuts(record):
         layer = classify(seen, record, layer)
     else:
         pick = _pick(seen)

@@ -170,8 +170,11 @@ class Observation:
             return self._anew[record.key]
         kept: list[Tensor] = []
         module = self.model.get_submodule(record.name)
-        layer = FeatureLayer(record.name, "NCHW", (1, 1), 1, output_index=record.index)
-        handle = module.register_forward_hook(lambda _, args, output: kept.append(layer.select(output).clone()))
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            kept.append((output if record.index is None else output[record.index]).clone())
+
+        handle = module.register_forward_hook(keep)
         try:
             with torch.no_grad():
                 seeded(self.model, self.images)

@@ -1,4 +1,4 @@
-"""A dry run that lists what every module gave, and a model under observation."""
+"""Making a model ready to be looked at, listing what every module gives, and exchanging what some of them give."""
 
 import copy
 from collections.abc import Callable, Iterator

@@ -21,7 +21,6 @@ grid holds all that is read of them.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from .forward import describe
 from .layer import FeatureLayer
@@ -34,16 +33,7 @@ from .readout import behind, classify, holds_the_grid, read_beside, vanishes, wi
 MOST_TAILS = 48  # forwards, before the search is given up: a class-token transformer takes about ten
 LAST_PART = 0.25  # of what the modules give: where the search may still pass coarser maps
 
-
 Located = tuple[Record, FeatureLayer]
-
-
-@dataclass
-class _Rejected:
-    """A map that is not all that the logits depend on."""
-
-    record: Record
-    layer: FeatureLayer
 
 
 class Walk:
@@ -52,7 +42,7 @@ class Walk:
     def __init__(self, seen: Observation) -> None:
         self.seen = seen
         self.records = seen.representatives()
-        self.rejected: list[_Rejected] = []
+        self.rejected: list[Located] = []  # maps that are not all that the logits depend on
         self.unread: list[Record] = []
         self.bottleneck: Record | None = None
 
@@ -87,7 +77,7 @@ class Walk:
         """The record's layer with its read-out, or that of the output behind it; `None` if it is not the one."""
         seen = self.seen
         if not seen.cuts(record):
-            self.rejected.append(_Rejected(record, layer))
+            self.rejected.append((record, layer))
             beside = [other for other in seen.run.several.get(record.name, []) if other.index != record.index]
             return self.behind(record, layer, beside) if beside else None
         if self.is_unread(record, layer) or not self.holds_reshaped((record, layer)):
@@ -157,10 +147,10 @@ class Walk:
         if left <= LAST_PART * len(self.records):
             return False
         return any(
-            rejected.layer.grid[0] < layer.grid[0]
-            and rejected.layer.grid[1] < layer.grid[1]
-            and self.seen.active_share(rejected.record, rejected.layer) > ACTIVE_SHARE
-            for rejected in self.rejected
+            rejected.grid[0] < layer.grid[0]
+            and rejected.grid[1] < layer.grid[1]
+            and self.seen.active_share(record, rejected) > ACTIVE_SHARE
+            for record, rejected in self.rejected
         )
 
     def refuse_other_layouts(self, layer: FeatureLayer) -> None:
@@ -196,8 +186,8 @@ class Walk:
     def no_single_layer(self) -> str:
         seen = self.seen
         by_grid: dict[tuple[int, int], Record] = {}
-        for rejected in self.rejected:
-            by_grid.setdefault(rejected.layer.grid, rejected.record)
+        for record, layer in self.rejected:
+            by_grid.setdefault(layer.grid, record)
         why = [f"{_shown(record)} does not hold all that the logits depend on" for record in by_grid.values()][:3]
         why += [f"{_shown(record)} is not read by the logits" for record in self.unread[:1]]
         together = self.several()
