@@ -5,6 +5,7 @@ from .collator import SaliencyCollator
 from .decoy_digits import decoy_digits
 from .images import agreement, read_image, read_saliency
 from .loading import load_saliency_dataset
+from .open_set import leave_one_out_split
 from .pictures import load_pictures
 from .prepare import prepare_dataset
 from .report import CheckReport, Problem
@@ -22,6 +23,7 @@ __all__ = [
     "check_rows",
     "check_table",
     "decoy_digits",
+    "leave_one_out_split",
     "load_pictures",
     "load_saliency_dataset",
     "make_transforms",

@@ -1,6 +1,112 @@
 """Metrics: pure functions for classification and for the alignment of maps with human saliency."""
 
-from .alignment import energy_inside
-from .classification import auroc, classification_metrics
+from .alignment import (
+    MatchedArea,
+    alignment_metrics,
+    alignment_summary,
+    energy_inside,
+    kl_divergence_of_maps,
+    map_entropy,
+    matched_area,
+    pointing_game,
+    relevance_mass,
+    relevance_rank,
+    similarity,
+    spearman,
+)
+from .bootstrap import (
+    Interval,
+    auroc_of_resamples,
+    bootstrap_interval,
+    resample_counts,
+)
+from .calibration import (
+    CalibrationBins,
+    calibration_bins,
+    calibration_error,
+)
+from .classification import (
+    WorstGroup,
+    accuracy,
+    auroc,
+    average_precision,
+    balanced_accuracy,
+    classification_metrics,
+    equal_error_rate,
+    group_accuracies,
+    worst_group,
+    worst_group_accuracy,
+)
+from .faithfulness import deletion, insertion, probability_curve
+from .modules import list_modules, module_path
+from .open_set import (
+    known_unknown,
+    open_set_auroc,
+    open_set_fpr,
+    open_set_metrics,
+    unknown_scores,
+)
+from .presentation_attack import (
+    AttackErrors,
+    apcer_at_bpcer,
+    attack_errors,
+    attack_scores,
+    presentation_attack_metrics,
+)
+from .thresholds import (
+    OperatingPoint,
+    operating_point,
+    sensitivity_at_specificity,
+    threshold_at_specificity,
+)
 
-__all__ = ["auroc", "classification_metrics", "energy_inside"]
+__all__ = [
+    "AttackErrors",
+    "CalibrationBins",
+    "Interval",
+    "MatchedArea",
+    "OperatingPoint",
+    "WorstGroup",
+    "accuracy",
+    "alignment_metrics",
+    "alignment_summary",
+    "apcer_at_bpcer",
+    "attack_errors",
+    "attack_scores",
+    "auroc",
+    "auroc_of_resamples",
+    "average_precision",
+    "balanced_accuracy",
+    "bootstrap_interval",
+    "calibration_bins",
+    "calibration_error",
+    "classification_metrics",
+    "deletion",
+    "energy_inside",
+    "equal_error_rate",
+    "group_accuracies",
+    "insertion",
+    "kl_divergence_of_maps",
+    "known_unknown",
+    "list_modules",
+    "map_entropy",
+    "matched_area",
+    "module_path",
+    "open_set_auroc",
+    "open_set_fpr",
+    "open_set_metrics",
+    "operating_point",
+    "pointing_game",
+    "presentation_attack_metrics",
+    "probability_curve",
+    "relevance_mass",
+    "relevance_rank",
+    "resample_counts",
+    "sensitivity_at_specificity",
+    "similarity",
+    "spearman",
+    "threshold_at_specificity",
+    "unknown_scores",
+    "worst_group",
+    "worst_group_accuracy",
+]

@@ -1,8 +1,61 @@
 """Classification metrics on class probabilities."""
 
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple
+
 import numpy as np
-from numpy.typing import ArrayLike
-from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score, roc_curve
+
+from .calibration import calibration_error
+from .checks import check_probabilities, encode_groups
+
+
+class WorstGroup(NamedTuple):
+    """The group on which a model is right least often: its name, its accuracy and how many pictures it has."""
+
+    name: Hashable
+    accuracy: float
+    pictures: int
+
+
+def accuracy(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """
+    Share of pictures whose most probable class is the true one (the first of several that are equally probable).
+
+    Args:
+        labels (`array` of shape `(N,)`): true class ids.
+        probabilities (`array` of shape `(N, K)`): class probabilities.
+
+    Returns:
+        `float` in [0, 1]; NaN without pictures.
+
+    Raises:
+        ValueError: for probabilities that are not finite or outside [0, 1], and labels that are no class ids.
+    """
+    labels, probabilities = check_probabilities(labels, probabilities)
+    return float(accuracy_score(labels, probabilities.argmax(axis=1))) if len(labels) else float("nan")
+
+
+def balanced_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """
+    Mean of the recalls of the classes that occur.
+
+    Args:
+        labels (`array` of shape `(N,)`): true class ids.
+        probabilities (`array` of shape `(N, K)`): class probabilities.
+
+    Returns:
+        `float` in [0, 1]; NaN without pictures.
+
+    Raises:
+        ValueError: as [`accuracy`].
+    """
+    labels, probabilities = check_probabilities(labels, probabilities)
+    if not len(labels):
+        return float("nan")
+    predicted = probabilities.argmax(axis=1)
+    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
 
 
 def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -14,34 +67,170 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
         probabilities (`array` of shape `(N, K)`): class probabilities.
 
     Returns:
-        `float` in [0, 1]; NaN where the labels do not hold every class, for which it is not defined.
+        `float` in [0, 1], 0.5 for constant scores; NaN where the labels do not hold every class, for which it is not
+        defined.
+
+    Raises:
+        ValueError: as [`accuracy`].
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    classes = probabilities.shape[1]
-    if len(np.unique(labels)) < classes:
-        return float("nan")
-    if classes == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1]))
-    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return float(roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"))
+    return _one_versus_rest(labels, probabilities, roc_auc_score)
 
 
-def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
+def average_precision(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """
-    Accuracy, balanced accuracy (the mean of the recalls of the classes that occur) and AUROC.
+    Average precision: of class 1 for two classes, one-vs-rest macro average for more.
+
+    The sum of precisions, each weighted with the gain in recall, without interpolation, as in scikit-learn. Constant
+    scores give the share of the class.
 
     Args:
         labels (`array` of shape `(N,)`): true class ids.
         probabilities (`array` of shape `(N, K)`): class probabilities.
 
     Returns:
-        `dict` with `accuracy`, `balanced_accuracy` and `auroc`.
+        `float` in [0, 1]; NaN where the labels do not hold every class.
+
+    Raises:
+        ValueError: as [`accuracy`].
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    predicted = probabilities.argmax(axis=1)
-    recall = recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
-    return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "balanced_accuracy": float(recall),
+    return _one_versus_rest(labels, probabilities, average_precision_score)
+
+
+def equal_error_rate(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """
+    Error rate of two classes at the threshold where both classes have the same.
+
+    Where no threshold gives equal rates, the point between the two nearest on the receiver operating characteristic
+    (linear interpolation). The same whichever class counts as positive.
+
+    Args:
+        labels (`array` of shape `(N,)`): true class ids, 0 or 1.
+        probabilities (`array` of shape `(N, 2)`): class probabilities.
+
+    Returns:
+        `float` in [0, 1], 0.5 for constant scores; NaN where the labels do not hold both classes.
+
+    Raises:
+        ValueError: as [`accuracy`], and for another number of classes.
+    """
+    labels, probabilities = check_probabilities(labels, probabilities)
+    if probabilities.shape[1] != 2:
+        raise ValueError(
+            f"probabilities has {probabilities.shape[1]} classes; the equal error rate is defined for two. Sum the "
+            "columns of the classes that count as one, as 1 - probability of bona fide for attacks."
+        )
+    if len(np.unique(labels)) < 2:
+        return float("nan")
+    false, true, _ = roc_curve(labels, probabilities[:, 1], drop_intermediate=False)
+    excess = 1 - true - false  # of misses over false alarms: falls from 1 to -1
+    place = int(np.argmax(excess <= 0))
+    share = excess[place - 1] / (excess[place - 1] - excess[place])
+    return float(false[place - 1] + share * (false[place] - false[place - 1]))
+
+
+def group_accuracies(
+    labels: ArrayLike, probabilities: ArrayLike, groups: Iterable[Hashable]
+) -> dict[Hashable, tuple[float, int]]:
+    """
+    Accuracy and number of pictures of each group, in the order in which the groups come.
+
+    Args:
+        labels (`array` of shape `(N,)`): true class ids.
+        probabilities (`array` of shape `(N, K)`): class probabilities.
+        groups (`Iterable` of length `N`): each picture's group, of any hashable type; pictures with `None` or NaN
+            belong to no group and are left out.
+
+    Raises:
+        ValueError: as [`accuracy`], and for groups of another length or not hashable.
+    """
+    labels, probabilities = check_probabilities(labels, probabilities)
+    codes, names = encode_groups(groups, len(labels))
+    right = (probabilities.argmax(axis=1) == labels)[codes >= 0]
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    rates = np.bincount(codes[codes >= 0], weights=right, minlength=len(names)) / sizes
+    return {name: (float(rate), int(size)) for name, rate, size in zip(names, rates, sizes, strict=True)}
+
+
+def worst_group(labels: ArrayLike, probabilities: ArrayLike, groups: Iterable[Hashable]) -> WorstGroup:
+    """
+    The group with the lowest accuracy, the largest of several (Sagawa et al., "Distributionally robust neural
+    networks for group shifts", ICLR 2020).
+
+    Groups are meant to be attributes with many pictures each (a hospital, a background). The worst of many small
+    groups, of patients for example, is near 0 by chance: look at its number of pictures.
+
+    Args:
+        labels, probabilities, groups: as [`group_accuracies`].
+
+    Returns:
+        `WorstGroup` with `name`, `accuracy` and `pictures`; `(None, nan, 0)` where no picture has a group.
+
+    Raises:
+        ValueError: as [`group_accuracies`].
+    """
+    found = group_accuracies(labels, probabilities, groups)
+    if not found:
+        return WorstGroup(None, float("nan"), 0)
+    name = min(found, key=lambda group: (found[group][0], -found[group][1]))
+    return WorstGroup(name, *found[name])
+
+
+def worst_group_accuracy(labels: ArrayLike, probabilities: ArrayLike, groups: Iterable[Hashable]) -> float:
+    """
+    Lowest accuracy of a group; [`worst_group`] says which it is and how many pictures it has.
+
+    Args:
+        labels, probabilities, groups: as [`group_accuracies`].
+
+    Returns:
+        `float` in [0, 1]; NaN where no picture has a group.
+
+    Raises:
+        ValueError: as [`group_accuracies`].
+    """
+    return worst_group(labels, probabilities, groups).accuracy
+
+
+def classification_metrics(
+    labels: ArrayLike, probabilities: ArrayLike, groups: Iterable[Hashable] | None = None
+) -> dict[str, float]:
+    """
+    The default set of classification metrics.
+
+    Args:
+        labels (`array` of shape `(N,)`): true class ids.
+        probabilities (`array` of shape `(N, K)`): class probabilities.
+        groups (`Iterable` of length `N`, *optional*): each picture's group, for the worst-group accuracy.
+
+    Returns:
+        `dict` with `accuracy`, `balanced_accuracy`, `auroc`, `average_precision`, `calibration_error`; with two
+        classes `equal_error_rate`; with groups `worst_group_accuracy`. All in [0, 1], and NaN where not defined: see
+        each function.
+
+    Raises:
+        ValueError: as [`group_accuracies`].
+    """
+    labels, probabilities = check_probabilities(labels, probabilities)
+    metrics = {
+        "accuracy": accuracy(labels, probabilities),
+        "balanced_accuracy": balanced_accuracy(labels, probabilities),
         "auroc": auroc(labels, probabilities),
+        "average_precision": average_precision(labels, probabilities),
+        "calibration_error": calibration_error(labels, probabilities),
     }
+    if probabilities.shape[1] == 2:
+        metrics["equal_error_rate"] = equal_error_rate(labels, probabilities)
+    if groups is not None:
+        metrics["worst_group_accuracy"] = worst_group_accuracy(labels, probabilities, groups)
+    return metrics
+
+
+def _one_versus_rest(
+    labels: ArrayLike, probabilities: ArrayLike, score: Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
+) -> float:
+    labels, probabilities = check_probabilities(labels, probabilities)
+    classes = probabilities.shape[1]
+    if len(np.unique(labels)) < classes:
+        return float("nan")
+    chosen = [1] if classes == 2 else range(classes)
+    return float(np.mean([score(labels == one, probabilities[:, one]) for one in chosen]))
