@@ -11,7 +11,8 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 if TYPE_CHECKING:
     from .arguments import SaliencyTrainingArguments
-    from .backbones import as_classifier, resolve_feature_layer, saliency_maps
+    from .backbones import as_classifier, difference_salience, resolve_feature_layer, saliency_maps
+    from .callbacks import SaliencyPanelCallback
     from .data import SaliencyCollator, load_saliency_dataset
     from .guidance import Guidance, get_guidance, list_guidance, register_guidance
     from .trainer import SaliencyTrainer
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Guidance": "guidance",
     "SaliencyCollator": "data",
+    "SaliencyPanelCallback": "callbacks",
     "SaliencyTrainer": "trainer",
     "SaliencyTrainingArguments": "arguments",
     "as_classifier": "backbones",
+    "difference_salience": "backbones",
     "get_guidance": "guidance",
     "list_guidance": "guidance",
     "load_saliency_dataset": "data",
@@ -33,9 +36,11 @@ _EXPORTS = {
 __all__ = [
     "Guidance",
     "SaliencyCollator",
+    "SaliencyPanelCallback",
     "SaliencyTrainer",
     "SaliencyTrainingArguments",
     "as_classifier",
+    "difference_salience",
     "get_guidance",
     "list_guidance",
     "load_saliency_dataset",

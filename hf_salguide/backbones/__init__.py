@@ -4,6 +4,7 @@ from .batch_norm import split_batch_norm
 from .capture import FeatureCapture, class_maps
 from .classifier import as_classifier, set_image_size
 from .data_config import DataConfig, data_config, image_processor
+from .difference import difference_salience
 from .forward import check_image_size, is_checkpointed, is_reentrant, logits_of, unwrap_model
 from .layer import FeatureLayer
 from .pooled import PooledLayer, resolve_pooled_layer, trainable_before
@@ -22,6 +23,7 @@ __all__ = [
     "check_image_size",
     "class_maps",
     "data_config",
+    "difference_salience",
     "image_processor",
     "is_checkpointed",
     "is_reentrant",

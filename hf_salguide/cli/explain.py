@@ -3,67 +3,193 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from ..data.prepare import undecoded
-from .common import DataArguments, load_model, split_of, writable
+from ..maps import RIVALS
+from .chosen import ChosenArguments, all_rows, chosen_rows
+from .common import load_model, table, writable
 from .parsing import parse
+
+if TYPE_CHECKING:
+    from ..studies.explanation.difference import DifferenceStudy
+
+TOOLS = ("maps", "difference")
+LISTED = 5
 
 
 @dataclass
-class ExplainArguments(DataArguments):
-    """Which pictures, by which model."""
+class ExplainArguments(ChosenArguments):
+    """Which pictures, by which model, with which tool."""
 
-    data: str = field(default="", metadata={"help": "Data set to take rows from; leave out with --pictures."})
     model: str = field(default="", metadata={"help": "Folder or Hub id of a trained model."})
-    split: str = field(default="test", metadata={"help": "The split to take rows from."})
-    rows: list[int] | None = field(default=None, metadata={"help": "Row numbers in the split (default: the first 4)."})
-    files: list[str] | None = field(default=None, metadata={"help": "File names in the split, instead of rows."})
-    pictures: list[str] | None = field(default=None, metadata={"help": "Picture files without labels."})
-    output: str = field(default="panel.png", metadata={"help": "The picture that is written: .png, .pdf or .svg."})
+    tool: str = field(
+        default="maps",
+        metadata={"help": "maps: of the true and of the other class; difference: what decides between the two."},
+    )
+    output: str = field(
+        default="panel.png", metadata={"help": "The picture of the chosen rows that is written: .png, .pdf or .svg."}
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "difference: folder of tables, panels and summary (default, for all rows: difference)."},
+    )
+    rival: str | None = field(
+        default=None,
+        metadata={
+            "help": "The other class, of more than two: max, softmax or mean (default: max; difference: softmax)."
+        },
+    )
+    share: float = field(
+        default=0.5, metadata={"help": "difference: a region's cells exceed this share of the map's maximum."}
+    )
+    figures: str = field(default="png", metadata={"help": "difference: panels in output_dir as png or pdf."})
+    panels: int = field(default=6, metadata={"help": "difference: pictures in a panel of output_dir; 0 for none."})
+    batch_size: int = field(default=32, metadata={"help": "difference: pictures a forward."})
+    num_workers: int = field(default=0, metadata={"help": "difference: processes that read pictures."})
 
 
 def run(argv: Sequence[str]) -> int:
-    """A panel of chosen pictures: human saliency, maps of the true and of the other class, the prediction."""
+    """Maps of chosen pictures, or what decides over a data set: Difference Salience, its regions, whom it flatters."""
     (args,) = parse([ExplainArguments], argv, "explain", run.__doc__ or "", "data")
-    from ..studies.panels import draw_panel, explain, save_panel
-
-    writable("output", args.output, (".png", ".pdf", ".svg"))
+    check(args)
     model = load_model(args.model)
+    if args.tool == "difference":
+        return run_difference(args, model)
+    from ..studies.explanation.panels import draw_panel, explain, save_panel
+
     rows, titles = chosen_rows(args, model)
-    panel = draw_panel(explain(model, rows), titles)
+    options = {} if args.rival is None else {"rival": args.rival}
+    panel = draw_panel(explain(model, rows, **options), titles)
     print(f"Panel of {len(rows)} picture(s): {save_panel(panel, args.output)}")
     return 0
 
 
-def chosen_rows(args: ExplainArguments, model: PreTrainedModel) -> tuple[list[dict[str, Any]], list[str]]:
+def check(args: ExplainArguments) -> None:
     """
-    The rows that the options name, their files unopened, and a title for each.
+    Checks the options before a model is loaded.
 
     Raises:
-        ValueError: if a row or a file is not in the split, nothing is named, or rows are named in two ways.
+        ValueError: for an option out of its range, or one that the tool does not have.
+        ImportError: if panels are wanted and matplotlib is missing.
     """
-    named = [option for option in ("rows", "files", "pictures") if getattr(args, option)]
-    if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} name pictures in two ways; give one of them.")
-    if args.pictures:
-        missing = [path for path in args.pictures if not Path(path).is_file()]
-        if missing:
-            raise ValueError(f"pictures: {', '.join(missing)} not found.")
-        return [{"image": path} for path in args.pictures], [Path(path).name for path in args.pictures]
-    if not args.data:
-        raise ValueError("data: give a data set, --data FOLDER, or picture files, --pictures FILE ...")
-    split = undecoded(split_of(args.load_for(model), "split", args.split))
-    indices = list(range(min(4, len(split)))) if args.rows is None else args.rows
-    names = [str(name) for name in split["file_name"]] if "file_name" in split.column_names else None
-    if args.files:
-        absent = [file for file in args.files if names is None or file not in names]
-        if absent or names is None:
-            raise ValueError(f"files: {', '.join(absent)} not in the file_name column of split {args.split!r}.")
-        indices = [names.index(file) for file in args.files]
-    outside = [index for index in indices if not 0 <= index < len(split)]
-    if outside:
-        raise ValueError(f"rows={outside} not in split {args.split!r}, which has {len(split)} rows, counted from 0.")
-    return [split[index] for index in indices], [names[index] if names else f"row {index}" for index in indices]
+    from ..studies.explanation.difference_files import FIGURES, check_folder
+    from ..studies.explanation.figures import require_matplotlib
+
+    if args.tool not in TOOLS:
+        raise ValueError(f'tool="{args.tool}" is not known; choose "maps" or "difference".')
+    if args.rival is not None and args.rival not in RIVALS:
+        raise ValueError(f'rival="{args.rival}" is not known; choose {", ".join(RIVALS)}.')
+    if args.figures not in FIGURES:
+        raise ValueError(f'figures="{args.figures}" is not known; choose {" or ".join(FIGURES)}.')
+    if args.panels < 0:
+        raise ValueError(f"panels={args.panels} is negative; give a number of pictures, 0 for no panels.")
+    if not 0 <= args.share < 1:
+        raise ValueError(f"share={args.share} of a map's maximum is out of range; give 0 or more, and less than 1.")
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size={args.batch_size} is not a number of pictures; give 1 or more.")
+    if args.tool == "maps" and args.output_dir is not None:
+        raise ValueError(f'output_dir="{args.output_dir}" goes with --tool difference; name a picture with --output.')
+    writable("output", args.output, (".png", ".pdf", ".svg"))
+    if folder := output_folder(args):
+        check_folder(writable("output_dir", str(folder), folder=True))
+    if folder is None or args.panels:
+        require_matplotlib()
+
+
+def is_chosen(args: ExplainArguments) -> bool:
+    """Whether pictures were named one by one."""
+    return any(option is not None for option in (args.rows, args.files, args.pictures))
+
+
+def output_folder(args: ExplainArguments) -> Path | None:
+    """The folder that the difference tool writes, if it writes one."""
+    if args.output_dir is not None:
+        return Path(args.output_dir)
+    return None if args.tool == "maps" or is_chosen(args) else Path("difference")
+
+
+def run_difference(args: ExplainArguments, model: PreTrainedModel) -> int:
+    """Difference Salience of chosen pictures, as a panel, or of all, as a folder."""
+    from ..studies.explanation.difference import study_difference
+    from ..studies.explanation.difference_files import summarise, write_study
+    from ..studies.explanation.panels import draw_difference, explain, save_panel
+
+    folder, rival = output_folder(args), args.rival or "softmax"
+    rows, titles = chosen_rows(args, model) if is_chosen(args) else (all_rows(args, model), None)
+    study = study_difference(model, rows, rival, args.share, args.batch_size, args.num_workers)
+    if folder is None:
+        panel = draw_difference(explain(model, rows, rival), titles)
+        print_pictures(study)
+        print_notes(summarise(study))
+        print(f"Panel of {len(rows)} picture(s): {save_panel(panel, args.output)}")
+        return 0
+    summary = write_study(study, model, rows, folder, args.figures, args.panels)
+    print_study(study, summary)
+    print_notes(summary)
+    print(f"Written to {folder}")
+    return 0
+
+
+def print_pictures(study: "DifferenceStudy") -> None:
+    """A table of chosen pictures."""
+    names = study.class_names
+    columns = ["picture", "class", "predicted", "contrast (logits)", "inside", "entropy (nats)", "fooling gap"]
+    values = [study.contrasts, study.inside, study.entropy, study.fooling_gap]
+    rows = [
+        [file, names[study.explained[row]], names[study.predicted[row]], *(float(value[row]) for value in values)]
+        for row, file in enumerate(study.file_names)
+    ]
+    print(table(columns, rows))
+
+
+def print_study(study: "DifferenceStudy", summary: dict[str, Any]) -> None:
+    """The means over the pictures, and the first of both lists."""
+    words = {
+        "inside": "share of |difference| on the annotation",
+        "positive_inside": "share of its positive part on the annotation",
+        "entropy": f"entropy of its positive part, nats (at most {summary['largest_entropy']:.2f})",
+        "iou_true": f"IoU with the annotation, map of the {summary['explained']}",
+        "iou_difference": "IoU with the annotation, difference",
+        "fooling_gap": "fooling gap, the former minus the latter",
+    }
+    means, counts = summary["means"], summary["counts"]
+    rows: list[list[Any]] = [[words[name], means[name], counts[name]] for name in words if counts[name]]
+    if study.completeness is not None:
+        rows.append(["largest error of completeness, logits", f"{study.completeness.max():.1e}", summary["pictures"]])
+    print(table(["over the data set", "mean", "pictures"], rows))
+    names = study.class_names
+    print(f"\n{len(study.regions)} regions; those with the most evidence:\n")
+    columns = ["picture", "class", "evidence (logits)", "share of positive", "inside", "left, top, right, bottom"]
+    print(
+        table(
+            columns,
+            [
+                [
+                    study.file_names[region.row],
+                    names[study.explained[region.row]],
+                    region.evidence,
+                    region.share,
+                    region.inside,
+                    ", ".join(map(str, region.box)),
+                ]
+                for region in study.regions[:LISTED]
+            ],
+        )
+    )
+    if study.flattering:
+        gap = study.fooling_gap
+        print(f"\nThe map of the class flatters the model on {len(study.flattering)} pictures; most of all:\n")
+        rows = [
+            [study.file_names[row], names[study.explained[row]], names[study.predicted[row]], float(gap[row])]
+            for row in study.flattering[:LISTED]
+        ]
+        print(table(["picture", "class", "predicted", "fooling gap"], rows))
+    print()
+
+
+def print_notes(summary: dict[str, Any]) -> None:
+    """What is not defined, and why."""
+    for note in summary["notes"]:
+        print(note)

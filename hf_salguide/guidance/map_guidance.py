@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..maps import (
+    RIVALS,
     absolute_error,
     correlation_distance,
     energy_outside,
     kl_divergence,
     min_max,
+    rival_weights,
     saliency_target,
     squared_error,
     ssim_distance,
@@ -23,7 +25,6 @@ from .registry import register_guidance
 
 MAPS = ("true", "predicted", "false", "difference", "absolute_difference", "one_sided_difference")
 TARGETS = ("saliency", "complement")
-RIVALS = ("softmax", "max", "mean")
 RESIZES = ("area", "bilinear")
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": squared_error,
@@ -33,27 +34,6 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "correlation": correlation_distance,
     "energy_outside": energy_outside,
 }
-
-
-def rival_weights(logits: Tensor, labels: Tensor, rival: str = "softmax") -> Tensor:
-    """
-    How much of each false class is in the false class that the true one is set against, when there are several.
-
-    Args:
-        logits (`Tensor` of shape `(B, K)`): the model's output; it gets no gradient from here.
-        labels (`Tensor` of shape `(B,)`): true classes, int64.
-        rival (`str`, *optional*, defaults to `"softmax"`): `"softmax"` of the false classes' logits (the gradient of
-            their logsumexp), `"max"`, the strongest alone, or `"mean"`, all alike. With two classes all are the same.
-
-    Returns:
-        `Tensor` of shape `(B, K)`: not negative, 0 at the true class, each row's sum is 1.
-    """
-    false = logits.detach().scatter(1, labels.unsqueeze(1), -torch.inf)
-    if rival == "max":
-        return F.one_hot(false.argmax(dim=1), logits.shape[1]).to(logits.dtype)
-    if rival == "mean":
-        false = torch.where(torch.isinf(false), false, 0.0)
-    return false.softmax(dim=1)
 
 
 def positive_part(maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """
-Saliency on tensors: class activation maps, attention rollout, normalisation, targets, distances, views and keyed
-random draws.
+Saliency on tensors: class activation maps, their rivals, attention rollout, normalisation, targets, distances, views
+and keyed random draws.
 
 Pure functions; nothing here knows of a model, a data set or a trainer.
 """
@@ -17,6 +17,7 @@ from .distances import (
 )
 from .normalize import min_max
 from .random import keyed_uniform, random_saliency
+from .rivals import RIVALS, check_rival, contrast_weights, rival_weights
 from .rollout import attention_rollout
 from .targets import saliency_target
 from .views import (
@@ -37,10 +38,13 @@ from .views import (
 __all__ = [
     "FEATURE_DISTANCES",
     "FILLS",
+    "RIVALS",
     "absolute_error",
     "attention_rollout",
+    "check_rival",
     "class_activation_map",
     "composite",
+    "contrast_weights",
     "correlation_distance",
     "degrade_outside",
     "energy_outside",
@@ -58,6 +62,7 @@ __all__ = [
     "min_max",
     "permute_pixels",
     "random_saliency",
+    "rival_weights",
     "saliency_target",
     "squared_error",
     "ssim_distance",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from scipy import stats
 from transformers import PreTrainedModel, set_seed
 
 from ..arguments import SaliencyTrainingArguments
@@ -18,7 +17,8 @@ from ..backbones import as_classifier, data_config, image_processor
 from ..data import decoy_digits, make_transforms
 from ..guidance import PLAIN, guidance_class, list_guidance
 from ..trainer import SaliencyTrainer
-from .panels import draw_comparison, explain, save_panel
+from .comparison.statistics import paired_difference
+from .explanation.panels import draw_comparison, explain, save_panel
 from .predictions import predict
 
 
@@ -193,25 +193,6 @@ def run_demo(
     panel = _panel(examples, dataset)
     report(f"Maps of out-of-distribution pictures: {save_panel(panel, output_dir / 'panel.png')}")
     return runs
-
-
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
-    """
-    Mean of the paired differences and its 95 % confidence interval by Student's t.
-
-    Args:
-        values (sequence of `float`): one a seed.
-        baseline (sequence of `float`): what they are compared with, in the same order.
-
-    Returns:
-        `tuple` of mean, lower and upper end; the ends are NaN for a single pair.
-    """
-    differences = np.asarray(values) - np.asarray(baseline)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
-    return mean, mean - half, mean + half
 
 
 def demo_table(runs: Sequence[Run]) -> str:

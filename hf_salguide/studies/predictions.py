@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..backbones import FeatureCapture, class_maps, data_config, resolve_feature_layer
+from ..backbones import FeatureCapture, FeatureLayer, class_maps, data_config, resolve_feature_layer
 from ..data import SaliencyCollator, make_transforms, prepare_dataset
 from ..data.prepare import PreparedDataset, row_name
 from ..guidance import Guidance, Pictures, get_guidance, list_guidance
 from ..hub import KEY
-from ..metrics import classification_metrics, energy_inside
+from ..maps import rival_weights
+from ..metrics import alignment_metrics, alignment_summary, classification_metrics
 from ..steps import Draws, step_saliency
 
 MapClass = Literal["predicted", "true"]
@@ -34,8 +35,10 @@ class Predictions:
         labels (`array` of shape `(N,)`, *optional*): true classes, if the data set has them.
         maps (`array` of shape `(N, h, w)`): signed maps of the predicted or the true class, in the logit's scale.
         annotated (`array` of shape `(N,)`): boolean, which pictures have saliency.
-        energy_inside (`array` of shape `(N,)`): share of the map's positive energy on the annotated evidence, NaN
-            where there is no evidence or the map is nowhere positive.
+        alignment (`dict` of `array` of shape `(N,)`): agreement of each map with the saliency, see
+            [`~metrics.alignment_metrics`], NaN where it is not defined; where it was asked for, also that of the
+            difference map, `difference_...`.
+        groups (`array` of shape `(N,)`, *optional*): the subject that each picture is of, if the data set says.
         agreement (`array` of shape `(N,)`): how far a picture's annotators agree, see [`~data.agreement`]; NaN where
             there are fewer than two.
         file_names (`list`): the pictures' names where they are known, else their row numbers.
@@ -45,22 +48,25 @@ class Predictions:
     labels: np.ndarray | None
     maps: np.ndarray
     annotated: np.ndarray
-    energy_inside: np.ndarray
+    alignment: dict[str, np.ndarray]
+    groups: np.ndarray | None
     agreement: np.ndarray
     file_names: list[str]
 
+    @property
+    def energy_inside(self) -> np.ndarray:
+        """Share of each map's positive energy on the annotated evidence, `(N,)`, see [`~metrics.energy_inside`]."""
+        return self.alignment["energy_inside"]
+
     def metrics(self) -> dict[str, float]:
         """
-        Accuracy, balanced accuracy and AUROC where there are labels, the mean share of map energy on the evidence
-        where it is defined, and the numbers of pictures, of annotated ones, and of those that the share is a mean of.
+        The number of pictures; where there are labels, [`~metrics.classification_metrics`]; and
+        [`~metrics.alignment_summary`]: means where they are defined, with the numbers of pictures behind them.
         """
         metrics: dict[str, float] = {"pictures": len(self.probabilities)}
         if self.labels is not None:
             metrics |= classification_metrics(self.labels, self.probabilities)
-        defined = ~np.isnan(self.energy_inside)
-        metrics["energy_inside"] = float(self.energy_inside[defined].mean()) if defined.any() else float("nan")
-        metrics["annotated"] = int(self.annotated.sum())
-        metrics["energy_pictures"] = int(defined.sum())
+        metrics |= alignment_summary(self.alignment, self.annotated)
         agreed = ~np.isnan(self.agreement)
         if agreed.any():
             metrics["annotator_agreement"] = float(self.agreement[agreed].mean())
@@ -80,6 +86,16 @@ def guided_layer(model: PreTrainedModel) -> str | list[str] | None:
     return None if layer is None else str(layer)
 
 
+def layer_of_maps(
+    model: PreTrainedModel, feature_layer: str | Sequence[str] | FeatureLayer | None = None
+) -> FeatureLayer:
+    """The layer that is asked for, else the one that the model was guided at, else the one that is found."""
+    if isinstance(feature_layer, FeatureLayer):
+        return feature_layer
+    named = guided_layer(model) if feature_layer is None else feature_layer
+    return resolve_feature_layer(model, feature_layer=named)
+
+
 def predict(
     model: PreTrainedModel,
     dataset: Any,
@@ -88,6 +104,8 @@ def predict(
     num_workers: int = 0,
     progress: bool = True,
     guidance: Mapping[str, Any] | None = None,
+    difference: bool = False,
+    feature_layer: str | Sequence[str] | FeatureLayer | None = None,
 ) -> Predictions:
     """
     Runs a classifier over a data set.
@@ -102,6 +120,10 @@ def predict(
         guidance (`dict`, *optional*): how the model was trained, as its configuration says when it is saved, see
             [`SaliencyTrainer.guidance_block`]: methods that change the pictures in evaluation too (`mask_everything`)
             are applied, to the saliency that they were told. Defaults to the configuration at hand.
+        difference (`bool`, *optional*, defaults to `False`): whether the difference map of the same class and its
+            rivals, see [`difference_salience`], is compared with the saliency as well.
+        feature_layer (`str`, `Sequence[str]` or `FeatureLayer`, *optional*): where the maps are made. Defaults to the
+            layer that the model's configuration says that it was guided at, else [`resolve_feature_layer`]'s.
 
     Returns:
         [`Predictions`]
@@ -109,24 +131,24 @@ def predict(
     Raises:
         ValueError: if `map_class="true"` and the data set has no labels.
     """
-    layer = resolve_feature_layer(model, feature_layer=guided_layer(model))
+    layer = layer_of_maps(model, feature_layer)
     trained = saved_block(model) if guidance is None else guidance
-    transforms, first = _transforms(trained), 0
+    transforms, first = evaluation_transforms(trained), 0
     batches: dict[str, list[Tensor]] = {
         "probabilities": [],
         "labels": [],
         "maps": [],
-        "energy": [],
         "annotated": [],
         "agreement": [],
     }
+    alignment: dict[str, list[Tensor]] = {}
     training = model.training
     model.eval()
     try:
-        for batch in _batches(model, dataset, batch_size, num_workers, progress):
+        for batch in batches_of(model, dataset, batch_size, num_workers, progress):
             with torch.no_grad():
                 with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture:
-                    logits = model(pixel_values=_pictures(transforms, trained, batch, first)).logits.float()
+                    logits = model(pixel_values=shown_pictures(transforms, trained, batch, first)).logits.float()
                 first += len(logits)
                 labels = batch.get("labels")
                 if map_class == "true" and labels is None:
@@ -142,7 +164,14 @@ def predict(
                 unknown = torch.full((len(logits),), torch.nan)
                 batches["agreement"].append(batch.get("agreement", unknown).cpu())
                 saliency = batch["saliency"].float() / 255 * batch["has_saliency"][:, None, None]
-                batches["energy"].append(energy_inside(maps, saliency).cpu())
+                aligned = alignment_metrics(maps, saliency)
+                if difference:
+                    weights = weights - rival_weights(logits, classes)
+                    maps = class_maps(capture, layer, model, logits, weights).detach()
+                    found = alignment_metrics(maps, saliency)
+                    aligned |= {f"difference_{name}": values for name, values in found.items()}
+                for name, values in aligned.items():
+                    alignment.setdefault(name, []).append(values.cpu())
     finally:
         model.train(training)
     joined = {name: torch.cat(parts).numpy() for name, parts in batches.items() if parts}
@@ -151,13 +180,14 @@ def predict(
         labels=joined.get("labels"),
         maps=joined["maps"],
         annotated=joined["annotated"],
-        energy_inside=joined["energy"],
+        alignment={name: torch.cat(parts).numpy() for name, parts in alignment.items()},
+        groups=_groups(dataset),
         agreement=joined["agreement"],
-        file_names=_file_names(dataset, len(joined["maps"])),
+        file_names=file_names_of(dataset, len(joined["maps"])),
     )
 
 
-def _transforms(trained: Mapping[str, Any]) -> list[Guidance]:
+def evaluation_transforms(trained: Mapping[str, Any]) -> list[Guidance]:
     """The methods of a training that change the pictures in evaluation too."""
     names, options = trained.get("name") or [], trained.get("options") or {}
     known = [name for name in ([names] if isinstance(names, str) else names) if name in list_guidance()]
@@ -165,7 +195,7 @@ def _transforms(trained: Mapping[str, Any]) -> list[Guidance]:
     return [method for method in methods if method.transforms_evaluation]
 
 
-def _pictures(
+def shown_pictures(
     transforms: Sequence[Guidance], trained: Mapping[str, Any], batch: dict[str, Tensor], first: int
 ) -> Tensor:
     """The batch's pictures, the rows from `first` on, as the trainer showed them to the model in evaluation."""
@@ -186,7 +216,7 @@ def _pictures(
     return pixel_values
 
 
-def _batches(
+def batches_of(
     model: PreTrainedModel, dataset: Any, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator[dict[str, Tensor]]:
     transform = make_transforms(data_config(model), train=False)
@@ -200,7 +230,7 @@ def _batches(
         yield {name: value.to(model.device) for name, value in batch.items()}
 
 
-def _file_names(dataset: Any, count: int) -> list[str]:
+def file_names_of(dataset: Any, count: int) -> list[str]:
     if isinstance(dataset, PreparedDataset):
         dataset = dataset.dataset
     names: Sequence[Any] = [None] * count
@@ -209,3 +239,12 @@ def _file_names(dataset: Any, count: int) -> list[str]:
     elif isinstance(dataset, list | tuple):
         names = [row_name(row) for row in dataset]
     return [str(row) if name is None else str(name) for row, name in enumerate(names)]
+
+
+def _groups(dataset: Any) -> np.ndarray | None:
+    """Each picture's `group` as text, `None` where the data set has none."""
+    if isinstance(dataset, PreparedDataset):
+        dataset = dataset.dataset
+    if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
+        return None
+    return np.array([str(group) for group in dataset.select_columns(["group"]).with_format(None)["group"][:]])

@@ -26,7 +26,7 @@ from hf_salguide.backbones import (
 from hf_salguide.backbones.capture import _summed
 from hf_salguide.data import decoy_digits
 from hf_salguide.steps import make_plan
-from hf_salguide.studies.panels import explain
+from hf_salguide.studies.explanation.panels import explain
 from hf_salguide.studies.predictions import guided_layer, predict
 from hf_salguide.studies.pseudo_saliency import pseudo_saliency
 
