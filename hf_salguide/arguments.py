@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from .guidance import PLAIN, Guidance, get_guidance, guidance_class, schedule_factor
 from .guidance.base import check_flag
 
+LOWER_IS_BETTER = ("error", "error_rate", "kl", "apcer", "bpcer", "acer")  # how names end, beside those of losses
+
 
 @dataclass
 class SaliencyTrainingArguments(TrainingArguments):
@@ -48,6 +50,12 @@ class SaliencyTrainingArguments(TrainingArguments):
             gain is not due to the saliency.
         rescale_annotated (`bool`, *optional*, defaults to `False`):
             Divides the guidance term by the annotated share of the training set, a constant, for sparse annotation.
+        eval_alignment (`bool`, *optional*, defaults to `True`):
+            Whether evaluation reports how well the predicted class's map matches the annotation, see
+            [`~metrics.alignment_metrics`], on pictures that have one. It takes no further forward.
+        greater_is_better (`bool`, *optional*):
+            As in `TrainingArguments`. Defaults to `False` where the name of `metric_for_best_model` ends in `loss`,
+            `error`, `error_rate`, `kl`, `apcer`, `bpcer` or `acer`, to `True` otherwise.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             As in `TrainingArguments`, which removes them by default, the saliency included.
 
@@ -97,11 +105,17 @@ class SaliencyTrainingArguments(TrainingArguments):
     rescale_annotated: bool = field(
         default=False, metadata={"help": "Divide the guidance term by the annotated share of the training set."}
     )
+    eval_alignment: bool = field(
+        default=True, metadata={"help": "Report how well maps match the annotation in evaluation."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Remove the columns that the model does not take, the saliency included."}
     )
 
     def __post_init__(self) -> None:
+        lower = f"_{self.metric_for_best_model}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
+        if self.greater_is_better is None and lower:
+            self.greater_is_better: bool | None = False
         super().__post_init__()
         if isinstance(self.guidance, list) and len(self.guidance) == 1:
             self.guidance = self.guidance[0]
@@ -110,7 +124,7 @@ class SaliencyTrainingArguments(TrainingArguments):
         schedule_factor(self.guidance_schedule, 0.0)
         self.guidance_weight = _weights(self.guidance_weight, self.guidance_names)
         self.resolved_task_weight()
-        for name in ("random_saliency", "invert_saliency", "rescale_annotated"):
+        for name in ("random_saliency", "invert_saliency", "rescale_annotated", "eval_alignment"):
             check_flag(name, getattr(self, name))
         if self.empty_mask not in ("skip", "penalise_all"):
             raise ValueError(f'empty_mask="{self.empty_mask}" is not known; choose "skip" or "penalise_all".')

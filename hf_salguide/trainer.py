@@ -9,14 +9,13 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TimmWrapperImageProcessor, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedModel, TimmWrapperImageProcessor
 from transformers.utils import logging
 
 from .arguments import SaliencyTrainingArguments
 from .backbones import DataConfig, FeatureLayer, data_config, image_processor, set_image_size
 from .data import SaliencyCollator, check_table, make_transforms
+from .evaluation import MeasuredTrainer
 from .guidance import ADAPTIVE, Guidance, Pictures, schedule_factor
 from .hub import guidance_block, write_guidance
 from .inputs import (
@@ -51,7 +50,7 @@ from .steps import (
 logger = logging.get_logger(__name__)
 
 
-class SaliencyTrainer(Trainer):
+class SaliencyTrainer(MeasuredTrainer):
     """
     A drop-in [`~transformers.Trainer`] for image classifiers, whose loss adds guidance by human saliency.
 
@@ -70,7 +69,9 @@ class SaliencyTrainer(Trainer):
             `labels` and `saliency` `(H, W)`, float in [0, 1] or uint8, or `None`, already prepared.
         processing_class (*optional*): the image processor that is saved with the model. Defaults to one that does what
             the trainer's own evaluation transform does.
-        model_init, compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
+        compute_metrics (`Callable`, *optional*): defaults to [`~metrics.classification_metrics`] of the probabilities.
+            The loss's components and, on annotated pictures, [`~metrics.alignment_metrics`] are reported in any case.
+        model_init, compute_loss_func, callbacks, optimizers, optimizer_cls_and_kwargs,
         preprocess_logits_for_metrics (*optional*): as in `Trainer`.
         train_transform, eval_transform (`Callable`, *optional*): called with a picture and its saliency, or `None`,
             together; return `pixel_values` `(C, H, W)` and saliency `(H, W)`, or `None`. Default to
@@ -166,9 +167,7 @@ class SaliencyTrainer(Trainer):
         self.eval_dataset = prepared(eval_dataset, self.eval_transform)
 
         self._train_means = RunningMeans()
-        self._eval_means = RunningMeans()
-        self._eval_terms: dict[str, Tensor] = {}
-        self._batch_key = (-1, -1)  # optimizer step, micro-batch within it
+        self._set_up_evaluation(default_metrics=compute_metrics is None and preprocess_logits_for_metrics is None)
         self.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # until the loop says otherwise
 
     # ---- Set-up ----
@@ -177,12 +176,6 @@ class SaliencyTrainer(Trainer):
     def is_guided(self) -> bool:
         """Whether any method has a weight other than 0."""
         return bool(self.guidance)
-
-    @property
-    def label_names_of_model(self) -> list[str]:
-        """The class names of the model's configuration, in the order of its logits."""
-        id2label = self.model.config.id2label
-        return [id2label[index] for index in range(len(id2label))]
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """As in `Trainer`; a model that is made anew gets the pictures' size and preparation of the first one."""
@@ -284,18 +277,6 @@ class SaliencyTrainer(Trainer):
         self._batch_key, self._train_means = (-1, -1), RunningMeans()
         return super()._inner_training_loop(*args, **kwargs)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As in `Trainer`; pictures are brought to the model's size."""
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            return super().get_eval_dataloader(eval_dataset)
-        check_evaluated(eval_dataset, self.label_names_of_model)
-        return super().get_eval_dataloader(prepared(eval_dataset, self.eval_transform))
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As in `Trainer`; pictures are brought to the model's size."""
-        check_evaluated(test_dataset, self.label_names_of_model)
-        return super().get_test_dataloader(prepared(test_dataset, self.eval_transform))
-
     # ---- The loss ----
 
     def compute_loss(
@@ -363,7 +344,9 @@ class SaliencyTrainer(Trainer):
         task_factor = guidance_factor = 1.0
         # Evaluation takes the full weight throughout, so that its losses can be compared from epoch to epoch.
         if not training:
-            self._eval_terms = components
+            self._record.add_terms(components)
+            for method in [method for method in self.guidance if method.needs_maps][:1]:
+                self._record.offer_maps(outputs["logits"].float(), forward.batch(method, labels, count).map_of)
         else:
             self._train_means.add({name: values.mean() for name, values in components.items()})
             task_factor, guidance_factor = self._state.factors
@@ -433,41 +416,18 @@ class SaliencyTrainer(Trainer):
             logs = {**logs, **self._train_means.pop(self.accelerator)}
         super().log(logs, start_time)
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> Any:
-        """As in `Trainer`; the guidance terms are kept for [`~SaliencyTrainer.evaluation_loop`]."""
-        if inputs.get("labels") is None:
-            pixel_values = inputs["pixel_values"]
-            if any(method.transforms_evaluation for method in self.guidance):
-                pixel_values = self._forward(model, self._prepare_inputs(inputs), False).pictures.pixel_values
-            inputs = {**model_inputs(inputs), "pixel_values": pixel_values}
-        output = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        terms, self._eval_terms = self._eval_terms, {}
-        if terms:
-            gathered = self.accelerator.gather_for_metrics(torch.stack(list(terms.values()), dim=1))
-            for index, name in enumerate(terms):
-                self._eval_means.add({name: gathered[:, index]})
-        return output
+    @property
+    def _loss_components(self) -> list[str]:
+        names = [method.name for method in self.guidance if not method.transforms_inputs]
+        return [f"{name}_loss" for name in ("task", *names)] if self.is_guided else []
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """As in `Trainer`, with the mean of each component of the loss among the metrics."""
-        self._batch_key = (-1, -1)
-        self._eval_means, self._eval_terms = RunningMeans(), {}
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
-        for name, value in self._eval_means.pop(None).items():
-            output.metrics[f"{metric_key_prefix}_{name}"] = value
-        return output
+    @property
+    def _draws_maps(self) -> bool:
+        return any(method.needs_maps for method in self.guidance)
+
+    def _unlabelled(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        given = super()._unlabelled(inputs)
+        if not any(method.transforms_evaluation for method in self.guidance):
+            return given
+        pictures = self._forward(self.model, self._prepare_inputs(inputs), False).pictures
+        return {**given, "pixel_values": pictures.pixel_values}

@@ -21,10 +21,23 @@ LAYERS = {
     "hub": {"maps", "backbones", "data", "guidance", "metrics"},
     "arguments": {"maps", "backbones", "data", "guidance", "metrics"},
     "inputs": {"data", "guidance", "hub"},
-    "trainer": {"maps", "backbones", "data", "guidance", "metrics", "hub", "arguments", "inputs", "steps"},
-    "studies": {"maps", "backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "trainer"},
-    "cli": {"maps", "backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "trainer", "studies"},
+    "evaluation": {"backbones", "guidance", "steps", "metrics", "hub", "arguments", "inputs"},
+    "trainer": {"backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "inputs", "evaluation"},
+    "studies": {
+        "maps",
+        "backbones",
+        "data",
+        "guidance",
+        "steps",
+        "metrics",
+        "hub",
+        "arguments",
+        "evaluation",
+        "trainer",
+    },
 }
+LAYERS["callbacks"] = LAYERS["studies"] | {"studies"}
+LAYERS["cli"] = LAYERS["callbacks"] | {"callbacks"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -61,6 +74,17 @@ def test_imports_go_one_way(path):
 def test_every_part_has_its_place():
     parts = {part_of(path) for path in FILES} - {"__init__"}
     assert parts <= set(LAYERS) | FOUNDATION
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_optional_is_imported_where_it_is_used(path):
+    if "modules" in path.parts:  # of evaluate, which loads them itself
+        return
+    optional = {"matplotlib", "evaluate", "tensorboard", "wandb", "trackio"}
+    for node in ast.parse(path.read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not {name.split(".")[0] for name in names} & optional
 
 
 @pytest.mark.parametrize("part", ["maps", "backbones", "data", "guidance"])

@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from scipy.special import softmax
-from transformers import EarlyStoppingCallback, EvalPrediction, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from ..arguments import SaliencyTrainingArguments
 from ..backbones import as_classifier
-from ..metrics import classification_metrics
 from ..trainer import SaliencyTrainer
 from .common import DataArguments, split_of, table, write_json
 from .parsing import as_dict, parse
@@ -63,7 +59,6 @@ def run(argv: Sequence[str]) -> int:
         training,
         train_dataset=train,
         eval_dataset=validation,
-        compute_metrics=compute_metrics,
         callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
     )
     results = Path(str(training.output_dir)) / "results.json"
@@ -104,8 +99,3 @@ def refuse_used(output_dir: str, resume: str | bool | None) -> None:
         raise ValueError(
             f'resume_from_checkpoint=true, but output_dir="{output_dir}" holds no checkpoint; leave the option out.'
         )
-
-
-def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
-    """Accuracy, balanced accuracy and AUROC, for the trainer."""
-    return classification_metrics(np.asarray(prediction.label_ids), softmax(prediction.predictions, axis=1))

@@ -1,0 +1,17 @@
+"""What an evaluation reports beside `Trainer`'s own numbers, and which of it can select the best model."""
+
+from .defaults import ALIGNMENT, CLASSIFICATION, ClassificationOfPredictions
+from .record import EvaluationRecord
+from .selection import check_metric_name, check_metric_value, undefined_metrics
+from .trainer import MeasuredTrainer
+
+__all__ = [
+    "ALIGNMENT",
+    "CLASSIFICATION",
+    "ClassificationOfPredictions",
+    "EvaluationRecord",
+    "MeasuredTrainer",
+    "check_metric_name",
+    "check_metric_value",
+    "undefined_metrics",
+]
