@@ -34,17 +34,20 @@ class DataArguments:
 
     def load(self, label_names: Sequence[str] | None = None) -> DatasetDict:
         """Loads the data set that the options describe; `label_names` fixes its class list."""
-        return load_saliency_dataset(
-            self.data,
-            split_column=self.split_column,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            saliency_column=self.saliency_column,
-            group_column=self.group_column,
-            weight_column=self.weight_column,
-            where=as_dict("where", self.where) or None,
-            label_names=label_names,
-        )
+        return load_saliency_dataset(**self.load_arguments(), label_names=label_names)
+
+    def load_arguments(self) -> dict[str, Any]:
+        """The options as arguments of [`load_saliency_dataset`]."""
+        return {
+            "path": self.data,
+            "split_column": self.split_column,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "saliency_column": self.saliency_column,
+            "group_column": self.group_column,
+            "weight_column": self.weight_column,
+            "where": as_dict("where", self.where) or None,
+        }
 
     def load_for(self, model: PreTrainedModel) -> DatasetDict:
         """

@@ -2,9 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from .common import DataArguments, load_model, split_of, table, writable, write_json
+from ..metrics import auroc, bootstrap_interval, presentation_attack_metrics
+from .common import DataArguments, class_names, load_model, split_of, table, writable, write_json
 from .parsing import parse
+
+if TYPE_CHECKING:
+    from ..studies.predictions import Predictions
+
+VALIDATION = "validation"
 
 COLUMNS = [
     "split",
@@ -12,9 +19,17 @@ COLUMNS = [
     "accuracy",
     "balanced_accuracy",
     "auroc",
+    "auroc_low",
+    "auroc_high",
+    "equal_error_rate",
+    "calibration_error",
+    "acer",
+    "apcer_at_bpcer_1",
     "energy_inside",
+    "iou",
+    "pointing_game",
     "annotated",
-    "energy_pictures",
+    "energy_inside_pictures",
     "annotator_agreement",
 ]
 
@@ -25,6 +40,13 @@ class EvaluateArguments(DataArguments):
 
     model: str = field(default="", metadata={"help": "Folder or Hub id of a trained model."})
     splits: list[str] | None = field(default=None, metadata={"help": "Splits to evaluate on (default: all)."})
+    intervals: bool = field(
+        default=False, metadata={"help": "95 % bootstrap intervals of the AUROC, by group where there is a column."}
+    )
+    bona_fide: str | None = field(
+        default=None,
+        metadata={"help": "Class of genuine pictures: adds APCER, BPCER and ACER, thresholds from split validation."},
+    )
     map_class: str = field(default="predicted", metadata={"help": "Whose map: predicted or true."})
     batch_size: int = field(default=32, metadata={"help": "Pictures a forward."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read pictures."})
@@ -32,7 +54,7 @@ class EvaluateArguments(DataArguments):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Accuracy, AUROC and the share of map energy on the annotated evidence, split by split."""
+    """Accuracy, AUROC, calibration, and how much of the maps lies on the annotated evidence, split by split."""
     (args,) = parse([EvaluateArguments], argv, "evaluate", run.__doc__ or "", "data")
     from ..studies.predictions import predict
 
@@ -41,18 +63,49 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         writable("json", args.json)
     model = load_model(args.model)
+    names = class_names(model)
+    if args.bona_fide is not None and args.bona_fide not in names:
+        raise ValueError(f'bona_fide="{args.bona_fide}" is not a class of the model; it has {", ".join(names)}.')
     dataset = args.load_for(model)
     splits = {name: split_of(dataset, "splits", name) for name in args.splits or dataset}
-    results = {
-        name: predict(model, split, args.map_class, args.batch_size, args.num_workers).metrics()
+    judged = {
+        name: predict(model, split, args.map_class, args.batch_size, args.num_workers)
         for name, split in splits.items()
     }
+    results = {name: predictions.metrics() for name, predictions in judged.items()}
+    for name, predictions in judged.items():
+        if args.intervals:
+            results[name] |= _interval(predictions)
+        if args.bona_fide is not None:
+            thresholds = None if name == VALIDATION else judged.get(VALIDATION)
+            results[name] |= _presentation_attack(predictions, names.index(args.bona_fide), thresholds)
     columns = [key for key in COLUMNS if key == "split" or any(key in metrics for metrics in results.values())]
     print(table(columns, [[name, *(metrics.get(key) for key in columns[1:])] for name, metrics in results.items()]))
     print(
-        f"energy_inside: share of the positive map of the {args.map_class} class that lies on the saliency; a mean "
-        "over energy_pictures, the annotated pictures whose map is positive somewhere."
+        f"energy_inside, iou, pointing_game: of the map of the {args.map_class} class, means over the annotated "
+        "pictures for which they are defined (energy_inside_pictures, where that is not all of them)."
     )
+    if args.bona_fide is not None:
+        where = "on validation" if VALIDATION in judged else "on the pictures themselves, which is optimistic"
+        print(f"acer: at the threshold 0.5; apcer_at_bpcer_1: at the threshold with a BPCER of 1 % {where}.")
     if args.json:
         print(f"Written to {write_json(args.json, results)}")
     return 0
+
+
+def _interval(predictions: "Predictions") -> dict[str, float]:
+    if predictions.labels is None or len(set(predictions.labels)) < predictions.probabilities.shape[1]:
+        return {}  # AUROC is not defined, and neither is its interval
+    low, high = bootstrap_interval(auroc, predictions.labels, predictions.probabilities, predictions.groups)
+    return {"auroc_low": low, "auroc_high": high}
+
+
+def _presentation_attack(
+    predictions: "Predictions", bona_fide: int, validation: "Predictions | None"
+) -> dict[str, float]:
+    if predictions.labels is None:
+        return {}
+    reference = None
+    if validation is not None and validation.labels is not None:
+        reference = (validation.labels, validation.probabilities)
+    return presentation_attack_metrics(predictions.labels, predictions.probabilities, bona_fide, validation=reference)

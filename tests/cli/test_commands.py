@@ -32,9 +32,22 @@ def test_evaluate_prints_a_table_and_writes_json(model, folder, tmp_path, capsys
     assert set(figures) == {"test", "ood"}
     for metrics in figures.values():
         assert metrics["pictures"] == metrics["annotated"] > 0
-        assert 0 <= metrics["energy_pictures"] <= metrics["annotated"]
+        assert 0 <= metrics.get("energy_inside_pictures", metrics["annotated"]) <= metrics["annotated"]
         assert metrics["energy_inside"] is None or 0 < metrics["energy_inside"] < 1
         assert 0 <= metrics["auroc"] <= 1
+
+
+def test_evaluate_with_intervals_and_presentation_attack_errors(model, folder, tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    arguments = ["--model", str(model), "--json", str(output), "--bona_fide", "zero", "--intervals", "true"]
+    assert main(["evaluate", str(folder), *arguments]) == 0
+    assert "acer" in capsys.readouterr().out
+    for metrics in json.loads(output.read_text()).values():
+        assert metrics["auroc_low"] <= metrics["auroc"] <= metrics["auroc_high"]
+        assert metrics["acer"] == pytest.approx((metrics["apcer"] + metrics["bpcer"]) / 2)
+        assert 0 <= metrics["apcer_at_bpcer_1"] <= 1
+    assert main(["evaluate", str(folder), "--model", str(model), "--bona_fide", "real"]) == 2
+    assert 'bona_fide="real" is not a class of the model; it has zero, one.' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labelled", [True, False])

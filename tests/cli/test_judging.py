@@ -10,7 +10,7 @@ from hf_salguide import load_saliency_dataset, saliency_maps
 from hf_salguide.backbones import data_config
 from hf_salguide.cli import common, main
 from hf_salguide.data import make_transforms
-from hf_salguide.studies import panels
+from hf_salguide.studies.explanation import panels
 
 from .helpers import copy_of, scores_of, table_of, train_on
 

@@ -19,7 +19,7 @@ from hf_salguide.studies import bench as bench_module
 from hf_salguide.studies import demo
 from hf_salguide.studies.bench import BenchMethod, BenchSetting, bench, bench_table, peak_memory
 from hf_salguide.studies.demo import ARMS, Run, demo_table, paired_difference, run_demo, train_run
-from hf_salguide.studies.panels import draw_panel, explain, save_panel
+from hf_salguide.studies.explanation.panels import draw_panel, explain, save_panel
 from hf_salguide.studies.predictions import predict
 
 

@@ -1,0 +1,1 @@
+"""Comparisons: methods against plain training over seeds, run, recorded and analysed."""

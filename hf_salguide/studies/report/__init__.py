@@ -1,0 +1,1 @@
+"""What people read of a comparison: the HTML page, its plots, the table."""
