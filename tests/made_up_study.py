@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_salguide.studies.comparison.findings import Analysis, Comparison, Control, Correlation
+from hf_salguide.studies.comparison.findings import Analysis, ArmResult, Control, Correlation
 from hf_salguide.studies.comparison.records import Arm, RunRecord, Study
 
 ARMS = (
@@ -37,7 +37,7 @@ def make_study(
         for fraction in fractions:
             for index, arm in enumerate(arms):
                 for seed in range(seeds):
-                    share = 1.0 if arm.is_plain else fraction
+                    share = 1.0 if arm.method in ("none", "cam_entropy") else fraction
                     generator = np.random.default_rng([index, seed, int(100 * share), backbones.index(backbone)])
                     metrics = {split: _figures(generator, BASES[split], index * share) for split in splits}
                     folder = FOLDER / f"{arm.method}_{arm.saliency}_{backbone}_{share:g}_seed{seed}"
@@ -136,7 +136,7 @@ def _comparison(study, role, arm, backbone, fraction):
     mean = float(values.mean()) if count else NAN
     difference = NAN if arm.is_plain or not count else float(differences.mean())
     p_value = (0.0004 if arm.method == "sage" else 0.031) if tested else NAN
-    return Comparison(
+    return ArmResult(
         arm=arm,
         split=role,
         backbone=backbone,

@@ -1,6 +1,6 @@
 """Comparisons that were never run: scores drawn from a model whose truth is known."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +109,19 @@ def simple_study(gains, seeds=5, spread=0.05, splits=SPLITS, settings=None, **kw
             alignment = 0.4 + 0.2 * (gain[1] + wobble[1])
             runs.append(fake_run(arm, seed, by_split, alignment=alignment, **kwargs))
     return study_of(runs, splits, **(settings or {}))
+
+
+def shared_study(seeds=3, shares=(0.1, 1.0)):
+    """One study as it is loaded: plain training and a method without annotation stand beside every share of it."""
+    runs = []
+    for seed in range(seeds):
+        once = [
+            fake_run(Arm("none"), seed, {"test": 0.0}, alignment=0.4 + 0.02 * seed),
+            fake_run(Arm("cam_entropy"), seed, {"test": 0.2}, alignment=0.5 - 0.03 * seed),
+        ]
+        runs += [replace(run, annotated_fraction=share) for run in once for share in shares]
+        runs += [
+            fake_run(Arm("cyborg"), seed, {"test": 0.9 * share}, fraction=share, alignment=0.5 + 0.1 * share * seed)
+            for share in shares
+        ]
+    return study_of(runs, {**SPLITS, "out": None}, annotated_fractions=list(shares))

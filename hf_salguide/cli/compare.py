@@ -5,6 +5,7 @@ import difflib
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ _SET_BY_THE_COMPARISON = {
     "save_strategy": "eval_strategy",
     "resume_from_checkpoint": "output_dir: what is there is gone on with",
     "push_to_hub": "keep_models",
+    "save_only_model": "output_dir: a run that is broken off needs its optimizer to go on",
+    "save_steps": "eval_steps",
+    "ignore_data_skip": "output_dir: a run that is broken off goes on as it would have",
+    "eval_on_start": "metric",
     "guidance_weight": "method_arguments, for one method",
     "guidance_options": "method_arguments, for one method",
 }
@@ -41,7 +46,10 @@ class CompareArguments(DataArguments):
     random: list[str] = field(
         default_factory=list, metadata={"help": "Methods to run with random saliency as well, as a control."}
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "A run of each with each."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 3, 4],
+        metadata={"help": "Seeds; each way of training is run once with each."},
+    )
     annotated_fractions: list[float] = field(
         default_factory=lambda: [1.0], metadata={"help": "Shares of the annotated training pictures to try."}
     )
@@ -77,7 +85,7 @@ class CompareArguments(DataArguments):
     pictures: bool = field(
         default=False, metadata={"help": "Put pictures of the data into the report; they may be patients."}
     )
-    resamples: int = field(default=1000, metadata={"help": "Of the bootstrap."})
+    resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples behind the intervals, at least 2."})
     dry_run: bool = field(default=False, metadata={"help": "Check everything and say how many runs it would be."})
 
 
@@ -89,6 +97,18 @@ def run(argv: Sequence[str]) -> int:
 
     if not args.data:
         raise ValueError("data: give a data set, --data FOLDER.")
+    for option in dataclasses.fields(CompareArguments):
+        given = getattr(args, option.name)
+        if option.name != "ood_split" and (given is None or given == [None]) and option.default is not None:
+            raise ValueError(f"{option.name} is empty; give a value, or leave the line out.")
+    if args.resamples < 2:
+        raise ValueError(f"resamples={args.resamples} has to be at least 2; 1000 is usual.")
+    if find_spec("matplotlib") is None:
+        raise ImportError("The report's plots need matplotlib: pip install 'hf_salguide[plots]'.")
+    backbones = [parse_model("backbones", backbone) for backbone in args.backbones]
+    names = [name for name, _ in backbones]
+    if len(set(names)) < len(names):
+        raise ValueError(f"backbones={args.backbones} names one twice; compare its variants in two comparisons.")
     output = writable("output_dir", str(training.output_dir), folder=True)
     comparison = Comparison(
         output_dir=output,
@@ -98,10 +118,7 @@ def run(argv: Sequence[str]) -> int:
         random=args.random,
         seeds=args.seeds,
         annotated_fractions=args.annotated_fractions,
-        backbones={
-            name: {**as_dict("model_args", args.model_args), **options}
-            for name, options in (parse_model("backbones", backbone) for backbone in args.backbones)
-        },
+        backbones={name: {**as_dict("model_args", args.model_args), **options} for name, options in backbones},
         pretrained=args.pretrained,
         train_split=args.train_split,
         eval_split=args.eval_split,

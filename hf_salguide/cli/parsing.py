@@ -112,6 +112,12 @@ _Loader.add_implicit_resolver(
 )
 
 
+# YAML 1.1 wants a point in 1e-4.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read_config(path: str) -> dict[str, Any]:
     """
     Reads a YAML or JSON file of options.

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from hf_salguide.cli import main
+from hf_salguide.cli.parsing import read_config
 
 SETTINGS = {
     "methods": ["cyborg", "masked_input"],
@@ -58,6 +59,10 @@ def test_a_comparison_from_a_file(digits_folder, tmp_path, capsys):
         ({"method_arguments": {"cyborg": {"guidance_wieght": 1}}}, 'did you mean "guidance_weight"?'),
         ({"method_arguments": {"cyborg": {"seed": 1}}}, "method_arguments: cyborg: seed=1 is not for you to set"),
         ({"method_arguments": {"cyborg": 1}}, "method_arguments: cyborg=1 has to be a mapping"),
+        ({"save_only_model": True}, "save_only_model=True is not for you to set"),
+        ({"methods": None}, "methods is empty; give a value, or leave the line out"),
+        ({"resamples": 0}, "resamples=0 has to be at least 2"),
+        ({"backbones": ["test_resnet:drop_rate=0.1", "test_resnet"]}, "names one twice"),
         ({"trials": 3}, "give both a number of trials above 1 and ranges"),
         ({"jobs": 0}, "jobs=0 has to be at least 1"),
         ({"methods": ["cybrog"]}, '"cybrog" is no guidance method'),
@@ -76,14 +81,22 @@ def test_no_data(tmp_path, capsys):
     assert "data: give a data set" in capsys.readouterr().err
 
 
-def test_arguments_of_training_reach_the_runs(digits_folder, tmp_path, capsys):
+def test_arguments_of_training_reach_the_runs(digits_folder, tmp_path, capsys, monkeypatch):
     config = written(tmp_path / "c.yaml", learning_rate=0.004, lr_scheduler_type="cosine", dry_run=True)
     output = tmp_path / "study"
+    planned = []
+    monkeypatch.setattr("hf_salguide.studies.comparison.plan.check_arms", lambda specs, dataset: planned.extend(specs))
     assert main(["compare", config, "--data", str(digits_folder), "--output_dir", str(output)]) == 0
-    settings = (output / "study.json").read_text()
-    assert '"learning_rate": 0.004' in settings
-    assert '"lr_scheduler_type": "cosine"' in settings
     assert "8 runs are planned" in capsys.readouterr().out
+    for spec in planned:
+        wanted = {"learning_rate": 0.004, "lr_scheduler_type": "cosine", "max_steps": 4}
+        assert wanted.items() <= spec.training.items()
+
+
+def test_numbers_without_a_point(tmp_path):
+    """YAML 1.1 takes 1e-4 for a word."""
+    (tmp_path / "c.yaml").write_text("a: 1e-4\nb: [1e-4, 2.5E+3]\nc: {d: 1e3}\ne: 1e\n")
+    assert read_config(str(tmp_path / "c.yaml")) == {"a": 1e-4, "b": [1e-4, 2500.0], "c": {"d": 1000.0}, "e": "1e"}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
-from synthetic_studies import SPLITS, failed_run, fake_run, simple_study, study_of
+from synthetic_studies import SPLITS, failed_run, fake_run, shared_study, simple_study, study_of
 
 from hf_salguide.studies.comparison.analysis import analyse
 from hf_salguide.studies.comparison.records import Arm, Study
@@ -235,6 +235,24 @@ def test_plain_training_stands_beside_every_share_of_the_annotation():
         assert (analysis.correlations[0].runs, analysis.correlations[0].arms) == (9, 3)
 
 
+def test_a_method_that_needs_no_annotation_stands_beside_every_share_as_plain_training_does():
+    runs = shared_study().runs
+    analysis = analyse(study_of(runs, ONLY_IN), resamples=50)
+    for share in (0.1, 1.0):
+        rows = [row_of(analysis, arm, "in", annotated_fraction=share) for arm in (CYBORG, Arm("cam_entropy"))]
+        assert [row.family for row in rows] == [2, 2]
+        assert_allclose([row.p_holm for row in rows], holm([row.p_value for row in rows]))
+    twice = [row for row in analysis.comparisons if row.arm == Arm("cam_entropy")]
+    assert twice[0].values == twice[1].values
+    assert twice[0].difference == twice[1].difference
+    once = list({run.folder: run for run in runs}.values())
+    found = analysis.correlations[0]
+    assert len(runs) > len(once)
+    assert (found.runs, found.arms) == (len(once), 4)
+    x, y = ([run.metrics["test"][name] for run in once] for name in ("energy_inside", "auroc"))
+    assert found.pearson == pytest.approx(stats.pearsonr(x, y).statistic)
+
+
 def test_backbones_are_compared_apart():
     runs = [
         fake_run(arm, seed, {"test": gain}, backbone=backbone, alignment=0.5 + 0.1 * seed)
@@ -306,8 +324,14 @@ def test_studies_that_cannot_be_analysed(study):
         analyse(twice)
     with pytest.raises(ValueError, match='metric="f1" was not computed on "test"; choose from accuracy, auroc'):
         analyse(study_of(study.runs, metric="f1"))
-    with pytest.raises(ValueError, match="less is better"):
-        analyse(study_of(study.runs, metric="calibration_error"))
+    by_error = [
+        dataclasses.replace(
+            run, metrics={split: {**figures, "equal_error_rate": 0.1} for split, figures in run.metrics.items()}
+        )
+        for run in study.runs
+    ]
+    with pytest.raises(ValueError, match='cannot be compared by metric="equal_error_rate"; choose from auroc'):
+        analyse(study_of(by_error, metric="equal_error_rate"))
     with pytest.raises(ValueError, match="level=95"):
         analyse(study, level=95)
     other = fake_run(CYBORG, 9, {"test": 0.0, "ood": 0.0}, pictures=60)

@@ -12,7 +12,8 @@ from hf_salguide.data.checks import annotated_rows
 from hf_salguide.studies.comparison import plan as module
 from hf_salguide.studies.comparison import run as run_module
 from hf_salguide.studies.comparison.plan import check_comparison, run_comparison, table_digest
-from hf_salguide.studies.comparison.records import COLUMNS, DONE, FAILED, Arm, load_study, read_run, results_rows
+from hf_salguide.studies.comparison.records import DONE, FAILED, Arm, load_study, read_run
+from hf_salguide.studies.comparison.results import COLUMNS, results_rows
 from hf_salguide.studies.comparison.run import execute, partly_annotated, run_arguments
 from hf_salguide.studies.comparison.search import Budget
 from hf_salguide.trainer import SaliencyTrainer
@@ -80,7 +81,8 @@ def test_the_figures_are_those_of_the_predictions(finished):
 
 def test_the_best_step_by_validation_counts(finished):
     _, study, _ = finished
-    assert {run.metrics["training"]["best_step"] for run in study.runs} <= {2, 4}
+    for run in study.runs:  # what is judged is the best checkpoint, not the last
+        assert run.metrics["validation"]["auroc"] == pytest.approx(run.metrics["training"]["best_auroc"])
     args = run_arguments(dataclasses.replace(spec_of(study), training={"num_train_epochs": 1}))
     assert args.eval_strategy == args.save_strategy == "epoch"
     assert args.load_best_model_at_end
@@ -125,9 +127,17 @@ def test_more_seeds_are_added(finished, digits_folder, tmp_path):
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(finished, digits_folder):
     output, _, _ = finished
+    before = (output / "study.json").read_bytes()
     other = comparison(digits_folder, output, training={**TRAINING, "learning_rate": 0.02})
     with pytest.raises(ValueError, match="was run with another training; name another output_dir"):
         run_comparison(other, report=lambda line: None)
+    other = comparison(digits_folder, output, data={"path": str(digits_folder), "saliency_column": "mask_file_name"})
+    with pytest.raises(ValueError, match="was run with another columns"):
+        run_comparison(other, report=lambda line: None)
+    run_comparison(
+        comparison(digits_folder, output, methods=["sage"], inverted=[]), report=lambda line: None, dry=True
+    )
+    assert (output / "study.json").read_bytes() == before
 
 
 def test_nothing_of_the_machine_stands_in_what_is_written(finished, digits_folder):
@@ -144,16 +154,16 @@ def test_a_failure_is_recorded_and_tried_again(digits_folder, tmp_path, monkeypa
 
     def sometimes(model, *args, **kwargs):
         if broken and kwargs["guidance"].get("name") == "cyborg":
-            raise RuntimeError("no maps today")
+            raise RuntimeError(f"no maps today in {tmp_path}/study")
         return predict(model, *args, **kwargs)
 
     monkeypatch.setattr(run_module, "predict", sometimes)
     given = comparison(digits_folder, tmp_path / "study", seeds=[0], inverted=[])
     study = run_comparison(given, report=lambda line: None)
     assert [run.status for run in study.runs] == [DONE, FAILED, DONE]
-    assert study.runs[1].error == "RuntimeError: no maps today"
+    assert study.runs[1].error == f"RuntimeError: no maps today in {tmp_path}/study"
     row = results_rows(study)[1]
-    assert (row["status"], row["error"], row["ood_auroc"]) == ("failed", "RuntimeError: no maps today", None)
+    assert (row["status"], row["error"], row["ood_auroc"]) == ("failed", "RuntimeError: no maps today in study", None)
     assert "no maps today" in (study.runs[1].folder / "log.txt").read_text()
     broken = False
     assert {run.status for run in run_comparison(given, report=lambda line: None).runs} == {DONE}
@@ -229,6 +239,26 @@ def test_a_run_that_was_broken_off_goes_on(digits_folder, tmp_path, monkeypatch)
     assert not (spec.folder / "training").exists()
 
 
+def test_what_is_left_of_a_run_with_other_settings_is_cleared_away(digits_folder, tmp_path, monkeypatch):
+    given = comparison(digits_folder, tmp_path / "s", training={**EPOCHS, "learning_rate": 0.1})
+    broken_off(monkeypatch, given.specs("digest")[1], 1)
+    spec = comparison(digits_folder, tmp_path / "s", training=EPOCHS).specs("digest")[1]
+    assert list((spec.folder / "training").glob("checkpoint-*"))
+    whole = execute(dataclasses.replace(spec, folder=tmp_path / "whole"))
+    assert execute(spec).metrics == whole.metrics
+
+
+def test_a_folder_that_was_moved_goes_on(digits_folder, tmp_path, monkeypatch):
+    """The best checkpoint is found where it is now."""
+    given = comparison(digits_folder, tmp_path / "before", training=EPOCHS)
+    spec = given.specs("digest")[1]
+    whole = execute(dataclasses.replace(spec, folder=tmp_path / "whole"))
+    broken_off(monkeypatch, spec, int(whole.metrics["training"]["steps"]))
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = dataclasses.replace(spec, folder=tmp_path / "after" / "runs" / spec.folder.name)
+    assert execute(moved).metrics == whole.metrics
+
+
 def test_a_run_that_was_broken_off_within_an_epoch_starts_again(finished, digits_folder, tmp_path, monkeypatch):
     _, study, _ = finished
     spec = comparison(digits_folder, tmp_path / "s").specs("digest")[1]
@@ -279,6 +309,38 @@ def test_plain_training_stands_beside_every_share(digits_folder, tmp_path):
     assert [row["method"] for row in results_rows(study)] == ["none", "cyborg", "cyborg"]
 
 
+def test_methods_without_annotation_stand_beside_every_share(digits_folder, tmp_path):
+    changes = {"seeds": [0], "methods": ["cyborg", "cam_entropy"], "inverted": [], "annotated_fractions": [0.25, 0.5]}
+    study = run_comparison(comparison(digits_folder, tmp_path / "s", **changes), report=lambda line: None)
+    found = {(run.arm.method, run.annotated_fraction) for run in study.runs}
+    assert found == {(method, share) for method in ("none", "cyborg", "cam_entropy") for share in (0.25, 0.5)}
+    written = {(row["method"], row["annotated_fraction"]) for row in results_rows(study)}
+    assert written == {("none", 1.0), ("cyborg", 0.25), ("cyborg", 0.5), ("cam_entropy", 1.0)}
+
+
+# ---- Backbones ----
+
+
+def test_backbones_of_one_last_name_have_folders_of_their_own(digits_folder, tmp_path):
+    given = comparison(digits_folder, tmp_path, backbones={"a/net": {}, "b/net": {}, "test_resnet": {}})
+    folders = [spec.folder.name for spec in given.specs("digest")]
+    assert len(set(folders)) == len(folders) == 24
+    assert {"none_human_a_net_seed0", "none_human_b_net_seed0", "none_human_test_resnet_seed0"} <= set(folders)
+
+
+def test_a_backbone_of_this_machine_is_named_by_its_last_part(digits_folder, tmp_path):
+    from hf_salguide import as_classifier
+
+    backbone = tmp_path / "private" / "net"
+    as_classifier("test_resnet", label_names=["zero", "one"]).save_pretrained(backbone)
+    changes = {"backbones": {str(backbone): {}}, "seeds": [0], "methods": ["energy"], "inverted": []}
+    study = run_comparison(comparison(digits_folder, tmp_path / "s", **changes), report=lambda line: None)
+    assert {(run.status, run.backbone) for run in study.runs} == {(DONE, "net")}
+    assert list(study.settings["backbones"]) == ["net"]
+    for name in ("study.json", "results.csv", "runs/energy_human_net_seed0/run.json"):
+        assert "private" not in (tmp_path / "s" / name).read_text()
+
+
 # ---- The search for hyper-parameters ----
 
 SEARCH = {"learning_rate": [0.001, 0.1], "guidance_weight": [0.1, 10]}
@@ -302,7 +364,8 @@ def test_every_method_has_the_same_budget(digits_folder, tmp_path):
 
 
 def test_the_best_on_validation_is_taken(digits_folder, tmp_path):
-    given = comparison(digits_folder, tmp_path / "s", seeds=[0], budget=Budget(2, SEARCH))
+    changes = {"seeds": [0], "methods": ["cyborg"], "budget": Budget(2, SEARCH)}
+    given = comparison(digits_folder, tmp_path / "s", **changes)
     told = []
     study = run_comparison(given, report=told.append)
     settings = json.loads((tmp_path / "s" / "study.json").read_text())["settings"]
@@ -316,10 +379,43 @@ def test_the_best_on_validation_is_taken(digits_folder, tmp_path):
         best = values[max(values)]
         assert run.hyperparameters == best.training
         assert settings["chosen"]["test_resnet"][run.arm.method]["validation_auroc"] == max(values)
-    assert sum(line.startswith("search") for line in told) == 6
+    assert sum(line.startswith("search") for line in told) == 4
     # Again: nothing is run, and the same is chosen.
     again = run_comparison(given, report=told.append)
     assert [run.metrics for run in again.runs] == [run.metrics for run in study.runs]
+
+
+def test_what_was_found_once_stays(digits_folder, tmp_path, monkeypatch):
+    """A trial that died is not tried again when the runs that follow from the search are there."""
+    given = comparison(
+        digits_folder, tmp_path / "s", seeds=[0], methods=["energy"], inverted=[], budget=Budget(2, SEARCH)
+    )
+
+    def dying_once(work, tasks, jobs, done):
+        for number, task in enumerate(tasks):
+            dies = number == 1 and "trial" in task.folder.name
+            done(task, *((None, "the process of the run was killed by signal 9") if dies else (work(task), "")))
+
+    monkeypatch.setattr(module, "run_jobs", dying_once)
+    study = run_comparison(given, report=lambda line: None)
+    assert study.settings["chosen"]["failed trials"] == ["none_human_test_resnet_seed9000_trial1"]
+    monkeypatch.setattr(module, "run_jobs", in_this_process)
+    told = []
+    again = run_comparison(given, report=told.append)
+    assert told == ["2 of 2 are done already."]
+    assert again.settings["chosen"] == study.settings["chosen"]
+
+
+def test_what_was_set_by_hand_is_told():
+    told = Budget().describe({"cyborg": {"learning_rate": 0.1, "guidance_weight": 2.0}, "sage": {}})
+    assert told.endswith("Set by hand, outside that budget: learning_rate, guidance_weight of cyborg.")
+
+
+def test_the_settings_that_a_reader_looks_for_are_told(finished):
+    training = finished[1].settings["training"]
+    assert training["max_steps"] == 4
+    assert training["lr_scheduler_type"] == "linear"  # not set in the comparison
+    assert training["per_device_train_batch_size"] == 4
 
 
 @pytest.mark.parametrize(
@@ -330,6 +426,8 @@ def test_the_best_on_validation_is_taken(digits_folder, tmp_path):
         (1, {"learning_rate": [0.1, 1]}, "give both a number of trials above 1 and ranges"),
         (3, {"learning_rate": [1, 0.1]}, "has to be a lower and an upper end above 0"),
         (3, {"learning_rate": 0.1}, "has to be a lower and an upper end above 0"),
+        (3, {"learning_rate": ["1e-3", "1e-1"]}, "has to be a lower and an upper end above 0"),
+        (3, {"num_train_epochs": [1, 8]}, "every method is to have the same amount of training"),
         (3, {"guidance_weight": [0.1, 1]}, "plain training does not have"),
     ],
 )
@@ -360,6 +458,10 @@ def test_the_seed_of_the_search_is_none_of_the_comparison(digits_folder, tmp_pat
         ({"metric": "aurok"}, 'metric="aurok" is not known'),
         ({"test_split": "tets"}, 'test_split="tets" is not a split of the data; it has train'),
         ({"ood_split": "elsewhere"}, "write none where there is no such split"),
+        ({"ood_split": "test"}, 'ood_split="test" is the test split as well'),
+        ({"test_split": None}, 'test_split="None" is not a split of the data'),
+        ({"training": {**TRAINING, "per_device_train_batch_size": 0}}, "plain with test_resnet cannot be trained"),
+        ({"backbones": {"test_resnet": {"output_stride": 5}}}, "plain with test_resnet cannot be trained"),
         ({"eval_split": "test"}, "have to be different: what a run learns or selects on"),
         ({"train_split": "ood"}, "have to be different: what a run learns or selects on"),
         ({"backbones": {"resnet_no": {}}}, "plain with resnet_no cannot be trained"),
@@ -426,7 +528,13 @@ def test_a_dry_run_plans(digits_folder, tmp_path):
     study = run_comparison(comparison(digits_folder, tmp_path / "s"), report=told.append, dry=True)
     assert told == ["0 runs of the search for hyper-parameters and 8 runs are planned."]
     assert study.missing == 8
-    assert load_study(tmp_path / "s").runs == []
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_comparison_that_was_killed_at_its_very_start_goes_on(digits_folder, tmp_path):
+    (tmp_path / "study.json.part").write_text("{")
+    given = comparison(digits_folder, tmp_path, seeds=[0], methods=["energy"], inverted=[])
+    assert len(run_comparison(given, report=lambda line: None).runs) == 2
 
 
 def test_a_folder_without_a_comparison(tmp_path):

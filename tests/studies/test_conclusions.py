@@ -103,12 +103,12 @@ def test_a_method_that_helps_out_of_distribution_alone():
     p_value = f"p = {row.p_holm:.3f}" if row.p_holm >= 0.001 else "p < 0.001"
     expected = f"Out of distribution, cyborg ({shown(row.difference)} {interval}, {p_value}) did better than plain"
     assert expected in text
-    assert "Here rrr does not differ from plain training beyond chance." in text
+    assert "Here rrr cannot be told apart from plain training." in text
     assert "No evidence that guidance helped in distribution: " in text
     assert "No evidence that guidance helped out of distribution" not in text
     assert f"Here cyborg minus cyborg (inverted) is {shown(control.difference)}" in text
-    assert "the gain is more than that of the control" in text
-    assert "cannot be ascribed" not in text
+    assert "the gain is more than that of the control, and can be attributed to where people marked." in text
+    assert "cannot be attributed" not in text
 
 
 def test_no_evidence_is_said_with_what_could_have_been_found():
@@ -116,11 +116,14 @@ def test_no_evidence_is_said_with_what_could_have_been_found():
     rows = [row_of(analysis, arm) for arm in (CYBORG, Arm("rrr"))]
     assert min(row.p_holm for row in rows) > 0.05
     largest = max(rows, key=lambda row: row.difference)
+    least, most = sorted(row.smallest_difference for row in rows)
+    least_holm, most_holm = sorted(row.smallest_difference_holm for row in rows)
     no_evidence = "No evidence that guidance helped out of distribution: the largest difference to plain training was "
     assert no_evidence + shown(largest.difference) in text
     assert (
         "the smallest difference that this study could have found with a probability of 0.8 is "
-        f"{largest.smallest_difference:.3f} ({largest.smallest_difference_holm:.3f} with Holm's correction)."
+        f"between {least:.3f} and {most:.3f}, by method (between {least_holm:.3f} and {most_holm:.3f} with Holm's "
+        "correction)."
     ) in text
     assert "better than plain" not in text
 
@@ -140,7 +143,7 @@ def test_an_uncorrected_p_value_is_not_enough():
 def test_a_control_that_helps_as_much():
     text, analysis = concluded(simple_study({"cyborg": (0.8, 0.8), "cyborg/inverted": (1.2, 1.2)}))
     assert row_of(analysis, CYBORG).p_holm < 0.05
-    assert text.count("the gain cannot be ascribed to where people marked.") == 2
+    assert text.count("the gain cannot be attributed to where people marked.") == 2
     assert text.count("cyborg (inverted) (+") == 2  # the control is told to do better, too
     assert ", a control, did better than plain training." in text
     assert "more than that of the control" not in text
@@ -148,8 +151,12 @@ def test_a_control_that_helps_as_much():
 
 def test_a_control_that_helps_less():
     text, _ = concluded(simple_study({"cyborg": (2.0, 2.0), "cyborg/inverted": (0.8, 0.8)}))
-    assert text.count("the gain is more than that of the control, though the control gained as well.") == 2
-    assert "cannot be ascribed" not in text
+    verdict = (
+        "the gain is more than that of the control, though the control gained as well; only what is above that can be "
+        "attributed to where people marked."
+    )
+    assert text.count(verdict) == 2
+    assert "cannot be attributed" not in text
 
 
 def test_a_gain_without_a_control():
@@ -163,7 +170,190 @@ def test_a_control_that_cannot_be_compared():
     study = failing(simple_study(HELPS), lambda run: run.arm.is_control and run.seed > 0)
     text, _ = concluded(study)
     assert "Here cyborg minus cyborg (inverted) could not be tested, so whether its gain is due to where" in text
-    assert "cannot be ascribed" not in text
+    assert "cannot be attributed" not in text
+
+
+RRR, INVERTED, RANDOM = Arm("rrr"), Arm("cyborg", "inverted"), Arm("cyborg", "random")
+NAN = math.nan
+ALIKE = {"seeds": 5, "difference": 0.1, "difference_low": 0.1, "difference_high": 0.1, "p_value": NAN, "p_holm": NAN}
+ALIKE |= {"smallest_difference": NAN, "smallest_difference_holm": NAN}
+SINGLE = {**ALIKE, "seeds": 1, "difference": 0.4, "difference_low": NAN, "difference_high": NAN}
+UNPAIRED = {**SINGLE, "seeds": 0, "difference": NAN}
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    study = simple_study({"cyborg": (0.0, 0.0), "rrr": (0.0, 0.0), "sage": (0.0, 0.0)}, splits=ONLY_IN)
+    return study, analyse(study, resamples=20)
+
+
+def changed(nothing, **changes):
+    """The paragraph where the figures of some arms are others."""
+    study, analysis = nothing
+    rows = [dataclasses.replace(row, **changes.get(row.arm.name, {})) for row in analysis.comparisons]
+    return conclude(dataclasses.replace(analysis, comparisons=tuple(rows)), study)
+
+
+def test_one_pair_of_runs_does_not_stand_for_several(nothing):
+    text = changed(nothing, cyborg=SINGLE)
+    _, analysis = nothing
+    largest = max(row.difference for row in analysis.comparisons if row.arm in (RRR, Arm("sage")))
+    no_evidence = "No evidence that guidance helped in distribution: the largest difference to plain training was "
+    assert no_evidence + shown(largest) in text
+    assert (
+        "The difference to plain training could not be tested in distribution for cyborg (+0.400, one pair of runs)."
+        in text
+    )
+    assert "the same for every seed" not in text
+    text = changed(nothing, cyborg=SINGLE, rrr=UNPAIRED, sage=UNPAIRED)
+    assert (
+        "helped in distribution: with one pair of runs, no difference can be told from chance; the difference to"
+        in text
+    )
+    assert "in distribution for rrr (no pair of runs) and sage (no pair of runs)." in text
+
+
+def test_differences_that_are_all_the_same_could_not_be_tested(nothing):
+    text = changed(nothing, cyborg=ALIKE, rrr=SINGLE, sage=UNPAIRED)
+    assert "No evidence" not in text.partition("Alignment")[0]
+    assert (
+        "Whether guidance helped in distribution could not be tested: the difference to plain training was +0.100 "
+        "[+0.100, +0.100] (cyborg), the same for every seed. The difference to plain training could not be tested in "
+        "distribution for rrr (+0.400, one pair of runs) and sage (no pair of runs)."
+    ) in text
+    text = changed(nothing, cyborg=ALIKE)
+    assert "No evidence that guidance helped in distribution: the largest" in text
+    assert "could not be tested in distribution for cyborg (+0.100, the same for every seed)." in text
+    zero = {**ALIKE, "difference": 0.0, "p_value": 1.0, "p_holm": 1.0}
+    text = changed(nothing, cyborg=zero, rrr=zero, sage=zero)
+    assert (
+        "No evidence that guidance helped in distribution: the largest difference to plain training was 0.000" in text
+    )
+    assert "p = 1.000), the same for every seed. " in text
+
+
+def found(least, with_holm, p=0.5):
+    return {"p_holm": p, "smallest_difference": least, "smallest_difference_holm": with_holm, "family": 3}
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        (
+            [(0.2, 0.3), (0.1, 0.4), (0.15, 0.2)],
+            "is between 0.100 and 0.200, by method (between 0.200 and 0.400 with Holm's correction).",
+        ),
+        ([(0.2, 0.3)] * 3, "is 0.200, by method (0.300 with Holm's correction)."),
+        (
+            [(0.2, 0.3), (0.9, 1.4), (1.2, 2.0)],
+            "is between 0.200 and 0.900, by method (0.300 with Holm's correction; for 2 of 3 methods, no possible "
+            "difference could have been found); for 1 of 3 methods, no possible difference could have been found.",
+        ),
+        ([(0.7, 1.1)] * 3, "is 0.700, by method (none that is possible with Holm's correction)."),
+        ([(1.1, 1.9)] * 3, ", and no possible difference could have been found with a probability of 0.8."),
+    ],
+)
+def test_what_could_have_been_found_is_a_range_over_the_methods_and_possible(nothing, figures, told):
+    text = changed(
+        nothing, **{name: found(*one) for name, one in zip(("cyborg", "rrr", "sage"), figures, strict=True)}
+    )
+    assert told in text
+    assert not any(f"{value:.3f}" in text for one in figures for value in one if value > 1)
+
+
+def test_what_could_have_been_found_by_one_method_names_it(nothing):
+    zero = {**ALIKE, "difference": 0.0, "p_holm": 1.0}
+    text = changed(nothing, cyborg=found(0.2, 0.3), rrr=zero, sage=zero)
+    assert "with a probability of 0.8 is 0.200 for cyborg (0.300 with Holm's correction)." in text
+
+
+@pytest.fixture(scope="module")
+def two_controls():
+    study = simple_study(
+        {"cyborg": (0.0, 0.0), "cyborg/inverted": (0.0, 0.0), "cyborg/random": (0.0, 0.0)}, splits=ONLY_IN
+    )
+    return study, analyse(study, resamples=20)
+
+
+OPEN = "but whether it is due to where people marked is open."
+
+
+@pytest.mark.parametrize(
+    ("p", "controls", "verdict"),
+    [
+        (0.01, [(0.1, 0.01), (0.1, 0.02)], ": the gain is more than that of every control, and can be attributed to"),
+        (
+            0.01,
+            [(0.1, 0.3), (0.1, 0.02)],
+            ": the gain is more than that of cyborg (random) but not than that of cyborg (inverted), so it cannot be "
+            "attributed to where people marked.",
+        ),
+        (0.01, [(0.1, 0.3), (-0.1, 0.02)], ": the gain cannot be attributed to where people marked."),
+        (
+            0.01,
+            [(0.1, 0.3), (NAN, NAN)],
+            " could not be tested: the gain cannot be attributed to where people marked.",
+        ),
+        (
+            0.01,
+            [(0.1, 0.01), (NAN, NAN)],
+            f" could not be tested: the gain is more than that of cyborg (inverted), {OPEN}",
+        ),
+        (0.01, [(NAN, NAN), (NAN, NAN)], "could not be tested, so whether its gain is due to where people marked is"),
+        (0.3, [(0.1, 0.3), (0.1, 0.2)], ": method and controls cannot be told apart."),
+        (0.3, [(0.1, 0.01), (0.1, 0.2)], ": above cyborg (inverted), and cannot be told apart from cyborg (random)."),
+        (0.3, [(0.1, 0.01), (-0.1, 0.02)], ": above cyborg (inverted) and below cyborg (random)."),
+    ],
+)
+def test_one_verdict_a_method_whatever_its_controls_say(two_controls, p, controls, verdict):
+    study, analysis = two_controls
+    rows = [
+        dataclasses.replace(row, difference=0.1, p_holm=p) if row.arm == CYBORG else row
+        for row in analysis.comparisons
+    ]
+    rows = [dataclasses.replace(row, p_holm=0.9) if row.arm.is_control else row for row in rows]
+    figures = dict(zip((INVERTED, RANDOM), controls, strict=True))
+    own = [
+        dataclasses.replace(one, difference=figures[one.control][0], p_holm=figures[one.control][1])
+        for one in analysis.controls
+    ]
+    text = conclude(dataclasses.replace(analysis, comparisons=tuple(rows), controls=tuple(own)), study)
+    (sentence,) = re.findall(
+        r"Here cyborg minus cyborg \(inverted\).*?, and cyborg minus cyborg \(random\).*?[a-z)]\. ", text
+    )
+    assert verdict in sentence
+    assert text.count("where people marked") == (p < 0.05)
+
+
+def test_the_controls_that_gained_are_named(two_controls):
+    study, analysis = two_controls
+    low = {CYBORG: 0.3, RANDOM: 0.1}
+    rows = [
+        dataclasses.replace(row, difference=low.get(row.arm, 0.0), p_holm=0.01 if row.arm in low else 0.9)
+        for row in analysis.comparisons
+    ]
+    own = [dataclasses.replace(one, difference=0.2, p_holm=0.01) for one in analysis.controls]
+    text = conclude(dataclasses.replace(analysis, comparisons=tuple(rows), controls=tuple(own)), study)
+    assert "the gain is more than that of every control, though cyborg (random) gained as well; only what is" in text
+
+
+def test_no_folder_of_the_machine_is_told():
+    study = two_backbones_two_shares()
+    paths = {"vit_tiny": "/home/anna b/models/net", "resnet18": "/srv/other"}
+    study = study_of(
+        [dataclasses.replace(run, backbone=paths[run.backbone]) for run in study.runs]
+        + [
+            failed_run(
+                CYBORG, 9, error="OSError: no room in /home/anna b/models/net/x", backbone="/home/anna b/models/net"
+            )
+        ],
+        ONLY_IN,
+    )
+    text, analysis = concluded(study)
+    assert "In distribution with net, cyborg (+" in text
+    for told in (text, " ".join(analysis.notes)):
+        assert not re.search("/home|anna|/srv|models", told)
+    assert "no room in x" in " ".join(analysis.notes)
 
 
 def test_methods_that_harm():

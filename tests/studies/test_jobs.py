@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from hf_salguide.studies.comparison import jobs
 from hf_salguide.studies.comparison.jobs import run_jobs
 
 KILLED = "__import__('os').kill(__import__('os').getpid(), 9)"
@@ -35,6 +36,22 @@ def test_a_process_that_dies_takes_its_own_task_alone():
     assert found["2 + 2"] == (4, "")
     assert found[KILLED] == (None, "the process of the run was killed by signal 9")
     assert found[LEFT] == (None, "the process of the run ended with exit status 3")
+
+
+def test_a_process_that_dies_between_two_tasks_is_replaced(monkeypatch):
+    """It is noticed when the next task is given, or when nothing comes of it."""
+    give = jobs._Worker.give
+    killed = []
+
+    def killing(self, task):
+        if task == "2 + 2" and not killed:
+            killed.append(self.process.kill())
+            self.process.join()
+            self.process.is_alive = lambda: True  # nobody has noticed yet
+        give(self, task)
+
+    monkeypatch.setattr(jobs._Worker, "give", killing)
+    assert outcomes(["1 + 1", "2 + 2", "3 + 3"], 1)["3 + 3"] == (6, "")
 
 
 def test_processes_share_the_cores(monkeypatch):

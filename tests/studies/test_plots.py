@@ -1,5 +1,6 @@
 """The plots of a comparison: what is drawn is what was measured, for the page and for papers."""
 
+import dataclasses
 import re
 import sys
 
@@ -11,7 +12,14 @@ from PIL import Image
 
 from hf_salguide.guidance import list_guidance
 from hf_salguide.studies.comparison.records import Arm
-from hf_salguide.studies.report.plot_rows import arm_numbers, conditions, finished_runs, seed_differences
+from hf_salguide.studies.report.inline_plots import _differences
+from hf_salguide.studies.report.plot_rows import (
+    arm_numbers,
+    conditions,
+    finished_runs,
+    is_of_no_share,
+    seed_differences,
+)
 from hf_salguide.studies.report.plot_style import DARK, FAMILIES, LIGHT, draw, family_of, inline_svg
 from hf_salguide.studies.report.plots import alignment_plot, all_plots, forest_plot, fraction_plot, save_plots
 
@@ -109,6 +117,29 @@ def test_the_fraction_plot_has_a_panel_an_arm_with_plain_training_in_each():
     assert list(guided.get_xdata()) == [25, 100]
     assert sorted(guided.get_ydata()) == sorted(row.mean for row in curve)
     assert all(axis.get_xlabel() == "annotated, %" for axis in panels)
+
+
+def test_a_method_without_annotation_is_a_dashed_line_as_plain_training_is():
+    arms = (ARMS[0], ARMS[1], Arm("cam_entropy"))
+    study = make_study(arms=arms, seeds=2, fractions=(1.0, 0.25), out=False, failing=())
+    figure = fraction_plot(make_analysis(study), "resnet18", "in")
+    guided, free = (axis for axis in figure.axes if axis.get_visible())
+    assert [line.get_linestyle() for line in guided.lines] == ["--", "-"]
+    assert [line.get_linestyle() for line in free.lines] == ["--", "--"]
+    assert len(set(free.lines[1].get_ydata())) == 1
+    assert len(finished_runs(study)) == 2 * (1 + 2 + 1)
+    failing = [("cam_entropy", seed) for seed in range(2)]
+    lost = make_analysis(make_study(arms=arms, seeds=2, fractions=(1.0, 0.25), out=False, failing=failing))
+    assert not is_of_no_share([row for row in lost.comparisons if row.arm == arms[2]])
+
+
+def test_the_bar_of_what_could_not_be_found_ends_at_the_largest_possible_difference(study, analysis):
+    rows = tuple(dataclasses.replace(row, smallest_difference=3.7) for row in analysis.comparisons)
+    changed = dataclasses.replace(analysis, comparisons=rows)
+    bars = forest_plot(study, changed, WHOLE).axes[0].patches
+    assert {(bar.get_x(), bar.get_width()) for bar in bars} == {(-1, 2)}
+    assert "A bar from −1 to +1: no possible difference would be found." in _differences(changed, "0")[1]
+    assert "possible" not in _differences(analysis, "0")[1]
 
 
 def test_plots_are_drawn_where_there_is_something_to_draw(study, analysis):

@@ -15,16 +15,18 @@ from PIL import Image
 
 from hf_salguide.studies.comparison.conclusions import conclude
 from hf_salguide.studies.comparison.findings import EXPLANATION
+from hf_salguide.studies.comparison.paths import without_paths
 from hf_salguide.studies.comparison.records import Arm
 from hf_salguide.studies.report.page import report_html, report_table, write_report
+from hf_salguide.studies.report.prose import how_it_was_made
 from hf_salguide.studies.report.text import (
     correlation_words,
+    curve_words,
     markdown_cell,
     number,
     p_value,
     percent,
     with_interval,
-    without_paths,
 )
 
 FEW = ARMS[:3] + ARMS[-2:-1]  # plain, cyborg, divisive_difference, cyborg (inverted)
@@ -100,7 +102,7 @@ def page(html):
 @pytest.fixture
 def no_plots(monkeypatch):
     """For tests of the rest of the page: drawing takes most of the time."""
-    monkeypatch.setattr("hf_salguide.studies.report_plots.all_plots", lambda study, analysis: iter(()))
+    monkeypatch.setattr("hf_salguide.studies.report.inline_plots.all_plots", lambda study, analysis: iter(()))
 
 
 def plain_number(value, sign=""):
@@ -159,7 +161,16 @@ def test_controls_correlations_conclusions_and_the_way_it_was_made_are_told(page
     assert " ".join(conclude(analysis, study).split()) in text
     for sentence in EXPLANATION:
         assert " ".join(sentence.split()) in text
-    for told in ("resnet18", "96 pixels", "30 epochs", "random weights", "budget of one configuration", "2.15.0"):
+        assert text.count(" ".join(sentence.split())) == 1
+    for told in (
+        "resnet18",
+        "96 pixels",
+        "30 epochs",
+        "learning rate 0.001",
+        "random weights",
+        "budget of one configuration",
+        "2.15.0",
+    ):
         assert told in text
     assert ["cyborg", "guidance_weight = 0.5"] in page.rows(5)
     assert ["test", "test, in distribution", "138", "121", "normal 80, tuberculosis 58"] in page.rows(4)
@@ -293,6 +304,15 @@ def test_every_condition_has_its_tables(no_plots):
     assert "**In-distribution, resnet18, 25 % of the annotation**" in report_table(analysis)
 
 
+def test_curves_of_methods_without_annotation_are_one_figure():
+    arms = (ARMS[0], ARMS[1], Arm("cam_entropy"))
+    analysis = make_analysis(make_study(arms=arms, seeds=2, fractions=(1.0, 0.25), out=False, failing=()))
+    mean = next(row.mean for row in analysis.comparisons if row.arm == arms[2])
+    told = curve_words(analysis, "resnet18", "in")
+    assert f"cam_entropy {plain_number(mean)}, which uses no annotation" in told
+    assert re.search(r"cyborg 0\.\d+ at 25 %, 0\.\d+ at 100 %; ", told)
+
+
 def test_the_rank_test_has_a_column_where_it_was_made(analysis):
     rows = [dataclasses.replace(row, p_signed_rank=0.0781) for row in analysis.comparisons]
     changed = dataclasses.replace(analysis, comparisons=tuple(rows))
@@ -357,6 +377,88 @@ def test_settings_tell_no_path(study, analysis, no_plots):
     rows = [row for table in Page(text).tables for row in table]
     assert ["data", "lungs"] in rows
     assert ["folder", "y"] in rows
+
+
+LOCAL = ("/home/anna b/models/net", "/srv/other/net")
+
+
+def test_backbones_that_are_local_folders_tell_no_path():
+    study = make_study(arms=FEW[:2], seeds=2, backbones=LOCAL, out=False, failing=(("cyborg", 1),))
+    error = "OSError: /home/anna b/models/net/config.json and /opt/x/y.bin are not there"
+    analysis = make_analysis(study, notes=[f"cyborg with {LOCAL[0]}: 1 of 2 runs failed. {error}"])
+    text, table = report_html(study, analysis), report_table(analysis)
+    for written in (text, table):
+        assert not re.search(r"/home|anna|/srv|/opt|models/", written)
+        assert "config.json and y.bin are not there" in written
+    page = Page(text)
+    assert "runs of net, net at 96 pixels." in page.text
+    assert "(net, 54 runs of 11 arms): correlation of energy inside" in page.text
+    assert ["backbones", "none"] not in [row for rows in page.tables for row in rows]
+    labels = [attributes["aria-label"] for attributes in page.all("svg")]
+    first, second = (
+        plain_number(
+            next(row.difference for row in analysis.comparisons if row.backbone == name and row.seeds == 1), "+"
+        )
+        for name in LOCAL
+    )
+    assert first != second
+    assert [label for label in labels if first in label] != [label for label in labels if second in label] != []
+
+
+def test_a_difference_that_no_study_of_this_size_could_find(analysis, no_plots, study):
+    rows = [
+        dataclasses.replace(row, smallest_difference=0.9996, smallest_difference_holm=1.2)
+        if row.arm == FEW[1]
+        else row
+        for row in analysis.comparisons
+    ]
+    controls = [dataclasses.replace(control, smallest_difference=1.01) for control in analysis.controls]
+    changed = dataclasses.replace(analysis, comparisons=tuple(rows), controls=tuple(controls))
+    page = Page(report_html(study, changed))
+    assert page.rows(0)[2][-2:] == ["1.000", "none possible"]
+    assert page.rows(2)[1][-1] == "none possible"
+    assert "| 1.000 | none possible |" in report_table(changed)
+
+
+def test_a_gain_is_not_denied_but_not_attributed(page):
+    assert "Unless a method beats every control of its own, what it gains over plain training cannot be" in page.text
+    assert "owed" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        (
+            {"max_steps": 200, "num_train_epochs": 3.0, "eval_strategy": "steps", "eval_steps": 20},
+            ["Training, where a method has no hyper-parameters of its own: 200 steps."],
+        ),
+        (
+            {
+                "num_train_epochs": 30.0,
+                "max_steps": -1,
+                "per_device_train_batch_size": 16,
+                "optim": "adamw_torch_fused",
+                "learning_rate": 1e-4,
+                "lr_scheduler_type": "cosine",
+                "weight_decay": 0.0,
+                "warmup_ratio": None,
+            },
+            [
+                "Training, where a method has no hyper-parameters of its own: 30 epochs, batches of 16 pictures a "
+                "device, optimizer adamw_torch_fused, learning rate 0.0001, cosine schedule, weight decay 0."
+            ],
+        ),
+        ({}, []),
+        (None, []),
+    ],
+)
+def test_training_is_told_as_far_as_it_was_set(study, analysis, training, told):
+    study = dataclasses.replace(study, settings={**study.settings, "training": training})
+    made = how_it_was_made(study, analysis)
+    assert [part for part in made if part.startswith("Training")] == told
+    selection = " ".join(part for part in made if part.startswith("Selection"))
+    assert "the weights that were best there by AUROC were kept" in selection
+    assert "epoch" not in selection
 
 
 def test_markdown_cells_stay_cells():

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
-from hf_salguide.metrics import classification_metrics
+from hf_salguide.studies.comparison import plan, words
 from hf_salguide.studies.comparison.intervals import (
     correlation_intervals,
     draw_seeds,
@@ -27,6 +27,7 @@ from hf_salguide.studies.comparison.statistics import (
     without_means,
 )
 
+METRICS = ("auroc", "accuracy", "balanced_accuracy", "average_precision")
 VALUES, BASELINE = [0.71, 0.68, 0.75, 0.70, 0.66], [0.65, 0.69, 0.70, 0.64, 0.63]
 
 
@@ -122,9 +123,7 @@ def _pictures(classes=2, count=40):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize(
-    "metric", ["auroc", "average_precision", "accuracy", "balanced_accuracy", "calibration_error"]
-)
+@pytest.mark.parametrize("metric", METRICS)
 def test_metrics_of_resamples_are_those_of_repeated_pictures(metric, classes):
     labels, probabilities, counts = _pictures(classes)
     found = metric_of_resamples(metric, labels, probabilities, counts)
@@ -138,9 +137,15 @@ def test_metrics_of_resamples_are_those_of_repeated_pictures(metric, classes):
             "average_precision": lambda h=one_hot, s=rival: average_precision_score(h, s, average="macro"),
             "accuracy": lambda s=scores, t=truth: np.mean(s.argmax(1) == t),
             "balanced_accuracy": lambda s=scores, t=truth: balanced_accuracy_score(t, s.argmax(1)),
-            "calibration_error": lambda s=scores, t=truth: classification_metrics(t, s)["calibration_error"],
         }
         assert value == pytest.approx(expected[metric]())
+
+
+def test_what_runs_are_compared_by():
+    assert set(plan.METRICS) == set(words.METRICS) == set(METRICS)
+    labels, probabilities, counts = _pictures()
+    with pytest.raises(ValueError, match='metric="calibration_error"; choose from auroc, accuracy, balanced_accuracy'):
+        metric_of_resamples("calibration_error", labels, probabilities, counts)
 
 
 @pytest.mark.filterwarnings("error")
@@ -155,7 +160,7 @@ def test_runs_share_the_resamples_and_chunks_do_not_matter(monkeypatch):
     assert same.shape == (2, 7)
     assert_allclose(same[0], same[1])
     assert len(np.unique(same[0])) > 1
-    monkeypatch.setattr("hf_salguide.studies.intervals._CELLS", 2 * len(labels))
+    monkeypatch.setattr("hf_salguide.studies.comparison.intervals._CELLS", 2 * len(labels))
     chunked = resampled_metric("auroc", labels, [probabilities] * 2, None, 7, np.random.default_rng(0))
     assert chunked.shape == (2, 7)
     assert_allclose(chunked[0], chunked[1])

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Iterator
 
 from .correlations import correlations
-from .findings import Analysis, Comparison, Control, Correlation
+from .findings import Analysis, ArmResult, Control, Correlation
 from .pairing import SplitTable, conditions_of, ordered_runs
+from .paths import paths_of, without_paths
 from .records import FAILED, Study
 
-__all__ = ["Analysis", "Comparison", "Control", "Correlation", "analyse"]
+__all__ = ["Analysis", "ArmResult", "Control", "Correlation", "analyse"]
 
 ROLES = {"in": "in distribution", "out": "out of distribution"}
-_LOWER_IS_BETTER = ("calibration_error", "equal_error_rate")
 
 
 def analyse(study: Study, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Analysis:
@@ -30,15 +30,14 @@ def analyse(study: Study, resamples: int = 1000, seed: int = 0, level: float = 0
         [`Analysis`]
 
     Raises:
-        ValueError: for a metric that the runs do not have or of which less is better, for runs that were judged on
-            different pictures, and for two runs of one arm, seed, backbone and share of the annotation.
+        ValueError: for a metric that the runs do not have or that is not one of AUROC, average precision, accuracy and
+            balanced accuracy, for runs that were judged on different pictures, and for two runs of one arm, seed,
+            backbone and share of the annotation.
     """
     if not 0 < level < 1 or resamples < 2:
         raise ValueError(f"level={level} has to be between 0 and 1, and resamples={resamples} at least 2.")
     metric = study.settings.get("metric", "auroc")
-    if metric in _LOWER_IS_BETTER:
-        raise ValueError(f'metric="{metric}" is an error: less is better. Compare by another, such as "auroc".')
-    comparisons: list[Comparison] = []
+    comparisons: list[ArmResult] = []
     controls: list[Control] = []
     notes = list(_failure_notes(study))
     for role in ROLES:
@@ -51,6 +50,7 @@ def analyse(study: Study, resamples: int = 1000, seed: int = 0, level: float = 0
     correlated = tuple(correlations(study, metric, resamples, seed, level))
     notes += _grouped(reason for row in comparisons for reason in _row_reasons(row, study))
     notes += _grouped(reason for one in correlated for reason in _correlation_reasons(one))
+    known = paths_of(study)
     failures = {run.folder: run for run in ordered_runs(study) if run.status == FAILED}
     return Analysis(
         metric=metric,
@@ -59,7 +59,7 @@ def analyse(study: Study, resamples: int = 1000, seed: int = 0, level: float = 0
         controls=tuple(controls),
         correlations=correlated,
         failures=tuple(failures.values()),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(without_paths(note, known) for note in notes)),
     )
 
 
@@ -101,7 +101,7 @@ def _grouped(reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"{reason}: {'; '.join(where)}."
 
 
-def _row_reasons(row: Comparison, study: Study) -> Iterator[tuple[str, str]]:
+def _row_reasons(row: ArmResult, study: Study) -> Iterator[tuple[str, str]]:
     words = [row.arm.name, condition_words(row.backbone, row.annotated_fraction, study), ROLES[row.split]]
     place = ", ".join(word for word in words if word)
     if len(row.values) == 1:

@@ -1,13 +1,15 @@
 """The conclusions of a comparison, in words that follow from its figures and from nothing else."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from .analysis import ROLES
-from .findings import Analysis, Comparison, Control
-from .pairing import LEVEL, Condition, arms_of, conditions_of, ordered_runs
+from .findings import Analysis
+from .pairing import Condition, arms_of, conditions_of, ordered_runs
+from .paths import paths_of, without_paths
 from .records import FAILED, Study
-from .words import metric_name, number, p_value, percent, with_interval
+from .verdicts import verdicts
+from .words import listed, metric_name, percent, with_interval
 
 FEW_SEEDS = 5
 
@@ -17,7 +19,8 @@ def conclude(analysis: Analysis, study: Study) -> str:
     Says in a paragraph what a comparison shows, and what it cannot show.
 
     A method helped, or did harm, where Student's t-test on the differences paired by seed, corrected by Holm's
-    procedure, is below 0.05. With several backbones each is told; of several shares of the annotation, the largest.
+    procedure, is below 0.05. What it gained is attributed to where people marked if it is above every control of its
+    own as well. With several backbones each is told; of several shares of the annotation, the largest.
 
     Args:
         analysis ([`Analysis`]): of the study, see [`analyse`].
@@ -27,12 +30,14 @@ def conclude(analysis: Analysis, study: Study) -> str:
         `str`, without a line break.
     """
     sentences = [_opening(analysis, study)]
+    several = len({backbone for backbone, _ in conditions_of(study)}) > 1
     for condition in _largest_shares(study):
         for role in ROLES:
-            sentences += _on_split(analysis, study, condition, role)
+            place = ROLES[role] + (f" with {condition[0]}" if several else "")
+            sentences += verdicts(analysis, condition, role, place)
     for backbone in dict.fromkeys(backbone for backbone, _ in conditions_of(study)):
         sentences += _alignment(analysis, study, backbone)
-    return " ".join([*sentences, *_caveats(analysis, study)])
+    return without_paths(" ".join([*sentences, *_caveats(analysis, study)]), paths_of(study))
 
 
 def _largest_shares(study: Study) -> list[Condition]:
@@ -54,95 +59,6 @@ def _opening(analysis: Analysis, study: Study) -> str:
         f"{metric_name(analysis.metric)}{seeds}; brackets hold {percent(analysis.level)} intervals, and p-values are "
         "corrected by Holm's procedure."
     )
-
-
-def _on_split(analysis: Analysis, study: Study, condition: Condition, role: str) -> Iterator[str]:
-    def here(row: Comparison | Control) -> bool:
-        return (row.split, row.backbone, row.annotated_fraction) == (role, *condition)
-
-    several = len({backbone for backbone, _ in conditions_of(study)}) > 1
-    place = ROLES[role] + (f" with {condition[0]}" if several else "")
-    rows = [row for row in analysis.comparisons if here(row) and not row.arm.is_plain]
-    guided = [row for row in rows if not row.arm.is_control]
-    if guided:
-        yield from _guided(guided, place)
-    told = [row for row in rows if row.arm.is_control and _is_better(row)]
-    if told:
-        kind = "a control," if len(told) == 1 else "controls,"
-        yield f"Here {_listed([_figures(row) for row in told])}, {kind} did better than plain training."
-    helped = {row.arm for row in guided if _is_better(row)}
-    controls = [control for control in analysis.controls if here(control)]
-    for control in controls:
-        yield _control(control, control.arm in helped, any(row.arm == control.control for row in told))
-    alone = [arm.name for arm in arms_of(study) if arm in helped - {control.arm for control in controls}]
-    if alone:
-        yield (
-            f"No control was run for {_listed(alone)}, so whether the gain {place} is due to where people marked is "
-            "open."
-        )
-
-
-def _guided(rows: Sequence[Comparison], place: str) -> Iterator[str]:
-    better, worse = [row for row in rows if _is_better(row)], [row for row in rows if _is_worse(row)]
-    if not better:
-        yield f"No evidence that guidance helped {place}: {_nothing_found(rows)}."
-    for found, how in ((better, "better"), (worse, "worse")):
-        if found:
-            who = f"{len(found)} methods did {how} than plain training: " if len(found) > 1 else ""
-            verb = "" if who else f" did {how} than plain training"
-            yield f"{_capital(place)}, {who}{_listed([_figures(row) for row in found])}{verb}."
-    wide = [row.arm.name for row in better + worse if row.difference_low <= 0 <= row.difference_high]
-    if wide:
-        one = len(wide) == 1
-        yield (
-            f"The interval{'' if one else 's'} of {_listed(wide)}, which allow{'s' if one else ''} for other test "
-            f"pictures as well as other seeds, include{'s' if one else ''} 0."
-        )
-    rest = [row for row in rows if row not in better and row not in worse and not math.isnan(row.p_holm)]
-    if better and rest:
-        who = f"Here {rest[0].arm.name} does" if len(rest) == 1 else f"The other {len(rest)} methods do"
-        yield f"{who} not differ from plain training beyond chance."
-    untested = [row.arm.name for row in rows if math.isnan(row.p_holm)]
-    if untested and len(untested) < len(rows):
-        yield f"The difference of {_listed(untested)} to plain training could not be tested {place}."
-
-
-def _nothing_found(rows: Sequence[Comparison]) -> str:
-    """What stands behind "no evidence": the largest difference, and the smallest that could have been found."""
-    compared = [row for row in rows if not math.isnan(row.difference)]
-    if not compared:
-        return "no seed has a finished run of a guided method and of plain training"
-    largest = max(compared, key=lambda row: row.difference)
-    only = "the difference" if len(compared) == 1 else "the largest difference"
-    seen = f"{only} to plain training was {_figures(largest, name_last=True)}"
-    if max(row.seeds for row in compared) < 2:
-        return f"with one pair of runs, no difference can be told from chance; {seen}"
-    if math.isnan(largest.smallest_difference):
-        return f"{seen}, the same for every seed"
-    corrected = f" ({number(largest.smallest_difference_holm)} with Holm's correction)" if largest.family > 1 else ""
-    return (
-        f"{seen}, and the smallest difference that this study could have found with a probability of 0.8 is "
-        f"{number(largest.smallest_difference)}{corrected}"
-    )
-
-
-def _control(control: Control, helped: bool, control_helped: bool) -> str:
-    """Whether a method's gain is more than its control's."""
-    names = f"{control.arm.name} minus {control.control.name}"
-    if control.seeds < 2 or math.isnan(control.p_holm):
-        opened = ", so whether its gain is due to where people marked is open" if helped else ""
-        return f"Here {names} could not be tested{opened}."
-    shown = with_interval(control.difference, control.low, control.high, signed=True)
-    figures = f"{names} is {shown}, {_p(control.p_holm)}"
-    beyond = control.p_holm < LEVEL
-    if helped and beyond and control.difference > 0:
-        part = ", though the control gained as well" if control_helped else ""
-        return f"Here {figures}: the gain is more than that of the control{part}."
-    if helped:
-        return f"Here {figures}: the gain cannot be ascribed to where people marked."
-    if beyond:
-        return f"Here {figures}, {'above' if control.difference > 0 else 'below'} the control."
-    return f"Here {figures}: method and control do not differ beyond chance."
 
 
 def _alignment(analysis: Analysis, study: Study, backbone: str) -> Iterator[str]:
@@ -191,14 +107,14 @@ def _caveats(analysis: Analysis, study: Study) -> Iterator[str]:
         yield f"{len(failed)} of {_count(len(runs), 'run')} failed ({', '.join(arms)}) and {left}."
     lost = [arm.name for arm in dict.fromkeys(failed) if all(run.status == FAILED for run in runs if run.arm == arm)]
     if lost:
-        yield f"Of {_listed(lost)} every run failed, and nothing can be said."
+        yield f"Of {listed(lost)} every run failed, and nothing can be said."
     if study.missing:
         yield f"{_count(study.missing, 'planned run')} {'is' if study.missing == 1 else 'are'} still missing."
     if study.settings.get("rows", {}).get(study.settings["splits"].get("train"), {}).get("annotated") == 0:
         yield "No training picture is annotated, so guidance had nothing to learn from."
     shares = sorted({share for _, share in conditions_of(study)})
     if len(shares) > 1:
-        others = _listed([percent(share) for share in shares[:-1]])
+        others = listed([percent(share) for share in shares[:-1]])
         yield (
             f"Differences are told for {_share(shares[-1])}; those for {others} of it are in the table and the curves."
         )
@@ -212,40 +128,9 @@ def _caveats(analysis: Analysis, study: Study) -> Iterator[str]:
     yield "Whatever was selected was selected on the validation split alone."
 
 
-def _is_better(row: Comparison) -> bool:
-    return row.p_holm < LEVEL and row.difference > 0
-
-
-def _is_worse(row: Comparison) -> bool:
-    return row.p_holm < LEVEL and row.difference < 0
-
-
-def _figures(row: Comparison, name_last: bool = False) -> str:
-    """`cyborg (+0.138 [+0.065, +0.210], p = 0.013)`, or the figure first."""
-    difference = with_interval(row.difference, row.difference_low, row.difference_high, signed=True)
-    tested = "" if math.isnan(row.p_holm) else f", {_p(row.p_holm)}"
-    return f"{difference} ({row.arm.name}{tested})" if name_last else f"{row.arm.name} ({difference}{tested})"
-
-
-def _p(value: float) -> str:
-    text = p_value(value)
-    if text.startswith("<"):
-        return f"p {text}"
-    return f"p = {value:.4f}" if text == p_value(LEVEL) else f"p = {text}"  # on which side of the level it is
-
-
 def _share(share: float) -> str:
     return "all of the annotation" if share == 1 else f"{percent(share)} of the annotation"
 
 
 def _count(number_of: int, what: str) -> str:
     return f"{number_of} {what}" + ("" if number_of == 1 else "s")
-
-
-def _listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

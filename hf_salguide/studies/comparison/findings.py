@@ -15,13 +15,17 @@ EXPLANATION = (
     "split, with one backbone and one share of the annotation. The controls that replace the human saliency are a "
     "family of their own when they are compared with plain training, and another when a method is compared with its "
     "controls. There is no correction over splits, backbones and shares.",
+    "Rank tests are not used with fewer than 8 seeds: they can hardly reject there, whatever the effect.",
     "The smallest difference that the study could find is the true difference that the paired t-test at the level "
-    "0.05, before Holm's correction, finds with probability 0.8, if the differences vary as they did here.",
+    "0.05, before Holm's correction, finds with probability 0.8, if the differences of that arm vary as they did "
+    "here. It is called “none possible” where it is above 1, the largest difference of a metric between 0 and 1.",
+    "Correlations are Pearson's, over all runs that did not fail, and within the arms, each arm's means taken off. "
+    "The first mixes what methods do with what runs do; the second does not.",
 )
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmResult:
     """
     One way of training on one test split, beside plain training.
 
@@ -42,7 +46,8 @@ class Comparison:
         p_holm (`float`): the same, corrected within the family.
         family (`int`): how many tests the family has.
         p_signed_rank (`float`): of Wilcoxon's test, as a check, for 8 pairs or more.
-        smallest_difference (`float`): the true difference that the t-test finds with probability 0.8.
+        smallest_difference (`float`): the true difference that the t-test finds with probability 0.8; above 1, no
+            possible difference of the metric would be found.
         smallest_difference_holm (`float`): the same at the level of the first step of Holm's correction.
         values (`tuple` of `float`): the metric, one a run, by seed.
     """
@@ -76,10 +81,10 @@ class Control:
     Attributes:
         arm ([`Arm`]): with the human saliency.
         control ([`Arm`]): with the inverted, or a random one.
-        split (`str`), backbone (`str`), annotated_fraction (`float`): as in [`Comparison`].
+        split (`str`), backbone (`str`), annotated_fraction (`float`): as in [`ArmResult`].
         seeds (`int`): pairs of runs.
         difference, low, high (`float`): paired by seed, with its two-level bootstrap interval.
-        p_value, p_holm (`float`), family (`int`), smallest_difference (`float`): as in [`Comparison`].
+        p_value, p_holm (`float`), family (`int`), smallest_difference (`float`): as in [`ArmResult`].
     """
 
     arm: Arm
@@ -141,7 +146,7 @@ class Analysis:
     Attributes:
         metric (`str`): the name of the metric that is compared.
         level (`float`): of the intervals.
-        comparisons (`tuple` of [`Comparison`]), controls (`tuple` of [`Control`]), correlations (`tuple` of
+        comparisons (`tuple` of [`ArmResult`]), controls (`tuple` of [`Control`]), correlations (`tuple` of
             [`Correlation`]): for each split, backbone and share; plain training first, controls last.
         failures (`tuple` of [`RunRecord`]): the runs that failed, each once.
         notes (`tuple` of `str`): what is not defined, and why.
@@ -150,7 +155,7 @@ class Analysis:
 
     metric: str
     level: float
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ArmResult, ...]
     controls: tuple[Control, ...]
     correlations: tuple[Correlation, ...]
     failures: tuple[RunRecord, ...]

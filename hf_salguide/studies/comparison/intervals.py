@@ -5,29 +5,28 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from ...metrics import classification_metrics
 from ...metrics.bootstrap import auroc_of_resamples, resample_counts
 from .statistics import pearson, without_means
+from .words import METRICS
 
 _CELLS = 20_000_000  # resamples times pictures held at a time
 
 
-def metric_of_resamples(
-    metric: str, labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray, groups: np.ndarray | None = None
-) -> np.ndarray:
+def metric_of_resamples(metric: str, labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
-    A classification metric of many resamples of the same pictures.
+    A classification metric of many resamples of the same pictures, all at once.
 
     Args:
-        metric (`str`): a name that [`classification_metrics`] gives. AUROC, average precision and the accuracies are
-            computed for all resamples at once; others for one after the other.
+        metric (`"auroc"`, `"average_precision"`, `"accuracy"` or `"balanced_accuracy"`)
         labels (`array` of shape `(N,)`): true class ids.
         probabilities (`array` of shape `(N, K)`): class probabilities.
         counts (`array` of shape `(R, N)`): how often each picture is in each resample.
-        groups (`array` of shape `(N,)`, *optional*): what `worst_group_accuracy` is over.
 
     Returns:
         `array` of shape `(R,)`; NaN where the metric is not defined.
+
+    Raises:
+        ValueError: for another metric.
     """
     if metric == "auroc":
         return auroc_of_resamples(labels, probabilities, counts)
@@ -44,14 +43,7 @@ def metric_of_resamples(
         with np.errstate(invalid="ignore"):
             shares: np.ndarray = counts @ (columns * right[:, None]) / sizes
         return np.nanmean(np.where(sizes > 0, shares, np.nan), axis=1)
-    drawn = [np.repeat(np.arange(len(labels)), row) for row in counts]
-    extra = [{} if groups is None else {"groups": groups[rows]} for rows in drawn]
-    return np.array(
-        [
-            classification_metrics(labels[rows], probabilities[rows], **more)[metric]
-            for rows, more in zip(drawn, extra, strict=True)
-        ]
-    )
+    raise ValueError(f'Runs cannot be compared by metric="{metric}"; choose from {", ".join(METRICS)}.')
 
 
 def _average_precisions(positive: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -93,7 +85,7 @@ def resampled_metric(
     parts = []
     for start in range(0, resamples, most):
         counts = resample_counts(labels, groups, min(most, resamples - start), generator)
-        parts.append(np.stack([metric_of_resamples(metric, labels, one, counts, groups) for one in probabilities]))
+        parts.append(np.stack([metric_of_resamples(metric, labels, one, counts) for one in probabilities]))
     return np.concatenate(parts, axis=1)
 
 

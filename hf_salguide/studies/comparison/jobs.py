@@ -1,5 +1,6 @@
 """Several runs at a time, each in a process of its own, so that one that dies takes nothing with it."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -68,14 +69,18 @@ class _Worker:
         if not self.process.is_alive():
             self._start()
         self._task, self.busy = task, True
-        self.connection.send(task)
+        try:
+            self.connection.send(task)
+        except BrokenPipeError:  # it died between two tasks
+            self._start()
+            self.connection.send(task)
 
     def collect(self) -> tuple[Any, Any, str]:
         """The task, its result, and how the process died, if it did."""
         self.busy = False
         try:
             return self._task, self.connection.recv(), ""
-        except EOFError:
+        except (EOFError, OSError):  # it may have died before it read the task
             self.process.join()
             code = self.process.exitcode or 0
             self.connection.close()
@@ -83,8 +88,11 @@ class _Worker:
             return self._task, None, f"the process of the run {how}"
 
     def stop(self) -> None:
-        if self.process.is_alive():
-            self.process.terminate() if self.busy else self.connection.send(None)
+        if self.busy:
+            self.process.terminate()
+        else:
+            with contextlib.suppress(BrokenPipeError):
+                self.connection.send(None)
         self.process.join()
 
 

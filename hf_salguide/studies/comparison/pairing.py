@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .findings import Comparison, Control
+from .findings import ArmResult, Control
 from .intervals import draw_seeds, resampled_metric, two_level_interval
 from .records import BASELINE, DONE, FAILED, Arm, RunRecord, Study
 from .statistics import holm, identical, paired_t_test, signed_rank_test, smallest_difference
@@ -138,7 +138,7 @@ class SplitTable:
             0.0 if identical(values) else float(values.std(ddof=1)),
         )
 
-    def compare(self, condition: Condition) -> Iterator[Comparison]:
+    def compare(self, condition: Condition) -> Iterator[ArmResult]:
         """Plain training, then the guided methods and the controls beside it, each with its own correction."""
         arms = [arm for arm in arms_of(self.study) if arm.is_plain or self._tried(condition, arm)]
         plain = self.runs_of(condition, BASELINE)
@@ -158,13 +158,13 @@ class SplitTable:
     def _paired(self, condition: Condition, arm: Arm, others: dict[int, Judged]) -> Contrast:
         return self.contrast(self.runs_of(condition, arm), others)
 
-    def _row(self, condition: Condition, arm: Arm, contrast: Contrast, p_holm: float, family: int) -> Comparison:
+    def _row(self, condition: Condition, arm: Arm, contrast: Contrast, p_holm: float, family: int) -> ArmResult:
         runs = self.runs_of(condition, arm)
         values = np.array([runs[one].value for one in sorted(runs)])
         low = high = _NAN
         if len(values):
             low, high = self.interval(values, np.stack([runs[one].resampled for one in sorted(runs)]), 0.0)
-        return Comparison(
+        return ArmResult(
             arm=arm,
             split=self.role,
             backbone=condition[0],

@@ -1,10 +1,12 @@
 """Methods × seeds × annotated fractions × backbones on one data set: planned, checked, run, resumed."""
 
 import dataclasses
+import enum
 import hashlib
 import importlib.metadata
-import shutil
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,20 +28,22 @@ from .records import (
     RUNS,
     SALIENCIES,
     SEARCH,
+    STUDY_FILE,
     Arm,
     RunRecord,
     Study,
     load_study,
     read_run,
-    write_results,
     write_run,
     write_study,
 )
-from .run import RunSpec, execute, make_trainer
-from .search import Budget
+from .results import write_results
+from .run import RunSpec, execute, make_trainer, run_arguments
+from .search import SEARCH_FILE, Budget
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "average_precision")
 _NEEDS_EVERY_CLASS = ("auroc", "average_precision")
+_USUAL = ("per_device_train_batch_size", "optim", "learning_rate", "lr_scheduler_type", "weight_decay")
 _VERSIONS = ("hf_salguide", "torch", "transformers", "timm")
 
 
@@ -108,12 +112,18 @@ class Comparison:
             for fraction in self.fractions_of(arm)
         ]
 
+    def _folder_name(self, backbone: str) -> str:
+        """A backbone's part of a run's folder: the last part of its name, or all of it where two share that."""
+        short = {name: re.sub(r"[^\w.-]+", "_", name.rstrip("/").rpartition("/")[2]) for name in self.backbones}
+        shared = Counter(short.values())[short[backbone]] > 1
+        return re.sub(r"[^\w.-]+", "_", backbone) if shared else short[backbone]
+
     def spec(
         self, arm: Arm, seed: int, fraction: float, backbone: str, digest: str, stage: str = RUNS, label: str = ""
     ) -> RunSpec:
         """One run."""
         share = "" if fraction == 1 else f"_{fraction:g}"
-        model = backbone.rstrip("/").rpartition("/")[2]
+        model = self._folder_name(backbone)
         folder = f"{arm.method}_{arm.saliency}_{model}{share}_seed{seed}{label}"
         splits = (self.test_split,) if self.ood_split is None else (self.test_split, self.ood_split)
         return RunSpec(
@@ -163,20 +173,24 @@ def run_comparison(
     specs = comparison.specs(table_digest(dataset))
     trials = comparison.budget.trials_of(comparison, table_digest(dataset))
     check_arms([*specs, *trials], dataset)
-    output = comparison.output_dir
+    output, settings = comparison.output_dir, settings_of(comparison, dataset)
+    plan = [_planned(comparison, spec) for spec in specs]
+    if dry:
+        report(f"{len(trials)} runs of the search for hyper-parameters and {len(specs)} runs are planned.")
+        return Study(settings, [], missing=len(specs))
     output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
             refuse_others(output)
-            settings = settings_of(comparison, dataset)
-            write_study(output, settings, [_planned(comparison, spec) for spec in specs])
-            if dry:
-                report(f"{len(trials)} runs of the search for hyper-parameters and {len(specs)} runs are planned.")
-                return load_study(output)
             if trials:
-                _run_all(trials, jobs, report, "search")
-                specs, chosen = comparison.budget.choose(specs, trials)
-                write_study(output, {**settings, "chosen": chosen}, [_planned(comparison, spec) for spec in specs])
+                found = comparison.budget.found_before(output, trials)
+                if found is None:
+                    _refuse_other_settings(trials)
+                    _run_all(trials, jobs, report, "search")
+                    found = comparison.budget.find(output, trials)
+                specs, settings = found.applied_to(specs), {**settings, "chosen": found.chosen}
+            _refuse_other_settings(specs)
+            write_study(output, settings, plan)
             _run_all(specs, jobs, report, "run")
             study = load_study(output)
             write_results(study, output / "results.csv")
@@ -219,7 +233,7 @@ def _figures(record: RunRecord, spec: RunSpec) -> str:
 def _died(spec: RunSpec, death: str) -> RunRecord:
     """The record of a run whose process is gone."""
     record = RunRecord(
-        spec.arm, spec.seed, spec.annotated_fraction, spec.backbone, FAILED, death, 0.0, {}, {}, spec.folder
+        spec.arm, spec.seed, spec.annotated_fraction, spec.backbone_name, FAILED, death, 0.0, {}, {}, spec.folder
     )
     spec.folder.mkdir(parents=True, exist_ok=True)
     write_run(record, spec.configuration())
@@ -227,27 +241,27 @@ def _died(spec: RunSpec, death: str) -> RunRecord:
 
 
 def _is_done(spec: RunSpec) -> bool:
+    """Whether a run's result is there."""
+    found = read_run(spec.folder)
+    return found is not None and found[0].status == DONE
+
+
+def _refuse_other_settings(specs: Sequence[RunSpec]) -> None:
     """
-    Whether a run's result is there.
+    Refuses to count runs that were made with other settings.
 
     Raises:
-        ValueError: if it was made with other settings.
+        ValueError: naming the run and what differs.
     """
-    found = read_run(spec.folder)
-    if found is None:
-        return False
-    record, configuration = found
-    wanted = spec.configuration()
-    if configuration == wanted:
-        return record.status == DONE
-    if record.status == FAILED:  # the settings may be what was mended
-        shutil.rmtree(spec.folder)
-        return False
-    different = [name for name in wanted if configuration.get(name) != wanted[name]]
-    raise ValueError(
-        f"{spec.folder.name} was run with another {', '.join(different) or 'configuration'}; name another output_dir, "
-        "or remove that run's folder to have it run again."
-    )
+    for spec in specs:
+        found, wanted = read_run(spec.folder), spec.configuration()
+        if found is None or found[0].status == FAILED or found[1] == wanted:
+            continue  # what failed is run again; its settings may be what was mended
+        different = [name for name in wanted if found[1].get(name) != wanted[name]]
+        raise ValueError(
+            f"{spec.folder.name} was run with another {', '.join(different) or 'configuration'}; name another "
+            "output_dir, or remove that run's folder to have it run again."
+        )
 
 
 def check_comparison(comparison: Comparison) -> DatasetDict:
@@ -280,8 +294,13 @@ def check_comparison(comparison: Comparison) -> DatasetDict:
     dataset = load_saliency_dataset(**comparison.data)
     for argument in ("train_split", "eval_split", "test_split", "ood_split"):
         name = getattr(comparison, argument)
-        if name is not None:
+        if name is not None or argument != "ood_split":
             _check_split(dataset, argument, name, comparison.metric)
+    if comparison.test_split == comparison.ood_split:
+        raise ValueError(
+            f'ood_split="{comparison.ood_split}" is the test split as well; name the split of pictures from '
+            "elsewhere, or write none where there is no such split."
+        )
     judged = {comparison.test_split, comparison.ood_split}
     if comparison.eval_split in judged or comparison.train_split in judged | {comparison.eval_split}:
         raise ValueError(
@@ -296,7 +315,7 @@ def check_comparison(comparison: Comparison) -> DatasetDict:
     return dataset
 
 
-def _check_split(dataset: DatasetDict, argument: str, name: str, metric: str) -> None:
+def _check_split(dataset: DatasetDict, argument: str, name: str | None, metric: str) -> None:
     if name not in dataset:
         remedy = "; write none where there is no such split" if argument == "ood_split" else ""
         raise ValueError(f'{argument}="{name}" is not a split of the data; it has {", ".join(dataset)}{remedy}.')
@@ -321,14 +340,15 @@ def check_arms(specs: Sequence[RunSpec], dataset: DatasetDict) -> None:
     seen = set()
     for spec in specs:
         key = (spec.arm, spec.backbone, repr(sorted(spec.training.items())))
-        if key in seen or read_run(spec.folder) is not None:
+        if key in seen or _is_done(spec):
             continue
         seen.add(key)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                make_trainer(dataclasses.replace(spec, folder=Path(folder)), dataset)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(f"{spec.arm.name} with {spec.backbone} cannot be trained: {error}") from error
+                make_trainer(dataclasses.replace(spec, folder=Path(folder)), dataset).get_train_dataloader()
+            except Exception as error:  # an architecture may raise anything for bad arguments
+                words = str(error) or type(error).__name__
+                raise ValueError(f"{spec.arm.name} with {spec.backbone} cannot be trained: {words}") from error
 
 
 def refuse_others(output: Path) -> None:
@@ -338,9 +358,10 @@ def refuse_others(output: Path) -> None:
     Raises:
         ValueError: naming what is there.
     """
-    if (output / "study.json").is_file():
+    if (output / STUDY_FILE).is_file():
         return
-    others = sorted(path.name for path in output.iterdir() if path.name != ".lock")
+    ours = (".lock", SEARCH, SEARCH_FILE)
+    others = sorted(path.name for path in output.iterdir() if path.name not in ours and path.suffix != ".part")
     if others:
         raise ValueError(f'output_dir="{output}" holds {others[0]}, which is no comparison\'s; name another folder.')
 
@@ -360,11 +381,12 @@ def settings_of(comparison: Comparison, dataset: DatasetDict) -> dict[str, Any]:
     train = dataset[comparison.train_split]
     used = [comparison.train_split, comparison.eval_split, comparison.test_split, comparison.ood_split]
     names = train.features["label"].names
+    specs = {name: comparison.spec(BASELINE, 0, 1.0, name, "") for name in comparison.backbones}
     return {
         "name": comparison.name,
         "metric": comparison.metric,
         "class_names": names,
-        "backbones": {name: dict(options) for name, options in comparison.backbones.items()},
+        "backbones": {spec.backbone_name: dict(spec.model_args) for spec in specs.values()},
         "pretrained": comparison.pretrained,
         "image_size": comparison.training.get("image_size"),
         "splits": {
@@ -379,11 +401,19 @@ def settings_of(comparison: Comparison, dataset: DatasetDict) -> dict[str, Any]:
         "controls": {kind: list(getattr(comparison, kind)) for kind in SALIENCIES[1:]},
         "seeds": list(comparison.seeds),
         "annotated_fractions": list(comparison.annotated_fractions),
-        "training": dict(comparison.training),
+        "training": {**_usual_arguments(next(iter(specs.values()))), **comparison.training},
         "method_arguments": {name: dict(given) for name, given in comparison.method_arguments.items()},
-        "budget": comparison.budget.describe(),
+        "budget": comparison.budget.describe(comparison.method_arguments),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
     }
+
+
+def _usual_arguments(spec: RunSpec) -> dict[str, Any]:
+    """The training arguments that a reader looks for, whether the user set them or not."""
+    args = run_arguments(dataclasses.replace(spec, folder=Path(tempfile.gettempdir())))
+    length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+    values = {name: getattr(args, name) for name in (length, *_USUAL)}
+    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
 
 
 def _facts(split: Dataset, names: Sequence[str]) -> dict[str, Any]:

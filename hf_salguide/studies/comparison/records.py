@@ -1,6 +1,5 @@
 """What a comparison leaves on disk: one folder a run, the study's settings, and the table of its runs."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -16,20 +15,8 @@ from ...guidance import PLAIN
 SALIENCIES = ("human", "inverted", "random")
 DONE, FAILED = "done", "failed"
 RUNS, SEARCH = "runs", "search"
-_RUN_FILE, _STUDY_FILE = "run.json", "study.json"
+_RUN_FILE, STUDY_FILE = "run.json", "study.json"
 _ALIGNMENT = "alignment_"
-COLUMNS = (
-    "method",
-    "saliency",
-    "seed",
-    "status",
-    "val_auroc",
-    "test_auroc",
-    "ood_auroc",
-    "seconds",
-    "backbone",
-    "annotated_fraction",
-)
 
 
 @dataclass(frozen=True, order=True)
@@ -139,6 +126,7 @@ class RunRecord:
         hyperparameters (`dict`): what was set for this run.
         metrics (`dict`): figures by split: classification and alignment.
         folder (`Path`): where its predictions are.
+        data_config (`dict`): how pictures were brought to the model, see [`~backbones.DataConfig`].
     """
 
     arm: Arm
@@ -151,6 +139,7 @@ class RunRecord:
     hyperparameters: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
     folder: Path
+    data_config: Mapping[str, Any] = field(default_factory=dict)
 
     def predictions(self, split: str) -> SplitPredictions:
         """
@@ -225,14 +214,14 @@ def read_run(folder: Path) -> tuple[RunRecord, dict[str, Any]] | None:
 
 def write_study(output_dir: Path, settings: Mapping[str, Any], plan: Iterable[Mapping[str, Any]]) -> None:
     """Writes a comparison's settings and the runs that it consists of."""
-    write_json(output_dir / _STUDY_FILE, {"settings": settings, "plan": list(plan)})
+    write_json(output_dir / STUDY_FILE, {"settings": settings, "plan": list(plan)})
 
 
 def load_study(output_dir: str | Path) -> Study:
     """
     Reads a comparison's folder.
 
-    Plain training does not look at saliency: it is run once, and stands beside every fraction of the annotation.
+    Plain training, and every method that needs no annotation, is run once and stands beside every fraction of it.
 
     Args:
         output_dir (`str` or `Path`): the folder.
@@ -244,9 +233,9 @@ def load_study(output_dir: str | Path) -> Study:
         FileNotFoundError: if the folder holds no comparison.
     """
     output_dir = Path(output_dir)
-    path = output_dir / _STUDY_FILE
+    path = output_dir / STUDY_FILE
     if not path.is_file():
-        raise FileNotFoundError(f'"{output_dir}" holds no comparison ({_STUDY_FILE} is not there).')
+        raise FileNotFoundError(f'"{output_dir}" holds no comparison ({STUDY_FILE} is not there).')
     content = json.loads(path.read_text())
     settings, runs, missing = content["settings"], [], 0
     for entry in content["plan"]:
@@ -254,57 +243,5 @@ def load_study(output_dir: str | Path) -> Study:
         if found is None:
             missing += 1
             continue
-        record = found[0]
-        fractions = settings["annotated_fractions"] if record.arm.is_plain else [record.annotated_fraction]
-        runs += [dataclasses.replace(record, annotated_fraction=fraction) for fraction in fractions]
+        runs += [dataclasses.replace(found[0], annotated_fraction=fraction) for fraction in entry["fractions"]]
     return Study(settings, runs, missing)
-
-
-def results_rows(study: Study) -> list[dict[str, Any]]:
-    """
-    The runs as rows of `results.csv`: one a run, first the columns of [`COLUMNS`], then every figure of every split.
-
-    `val_`, `test_` and `ood_` stand for the validation split, the in- and the out-of-distribution test split, whatever
-    they are called. A figure that is not defined, and every figure of a failed run, is empty.
-    """
-    splits = study.settings["splits"]
-    prefixes = {"val": "validation", "test": splits["in"], "ood": splits["out"]}
-    rows, seen = [], set()
-    for run in study.runs:
-        if run.folder in seen:  # plain training, which stands beside every fraction
-            continue
-        seen.add(run.folder)
-        row: dict[str, Any] = {
-            "method": run.arm.method,
-            "saliency": run.arm.saliency,
-            "seed": run.seed,
-            "status": run.status,
-            "seconds": round(run.seconds, 1),
-            "backbone": run.backbone,
-            "annotated_fraction": run.annotated_fraction,
-        }
-        for prefix, split in prefixes.items():
-            row[f"{prefix}_auroc"] = None
-            row |= {f"{prefix}_{name}": value for name, value in run.metrics.get(split, {}).items()}
-        row["error"] = run.error.splitlines()[0] if run.error else ""
-        rows.append(row)
-    return rows
-
-
-def write_results(study: Study, path: Path) -> Path:
-    """Writes [`results_rows`] as CSV; gives the path back."""
-    rows = results_rows(study)
-    names = [*COLUMNS, *sorted({name for row in rows for name in row} - {*COLUMNS, "error"}), "error"]
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
-    os.replace(part, path)
-    return path
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not np.isfinite(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
 """One run of a comparison: trained, selected on validation, judged on every split, written down."""
 
 import contextlib
+import dataclasses
 import gc
 import json
 import math
@@ -19,17 +20,17 @@ from scipy.special import softmax
 from transformers import EvalPrediction, set_seed
 
 from ...arguments import SaliencyTrainingArguments
-from ...backbones import as_classifier
+from ...backbones import as_classifier, data_config
 from ...data import load_saliency_dataset
 from ...data.checks import annotated_rows
 from ...data.prepare import undecoded
 from ...metrics import classification_metrics
 from ...trainer import SaliencyTrainer
 from ..predictions import layer_of_maps, predict
-from .records import DONE, FAILED, Arm, RunRecord, SplitPredictions, predictions_file, write_run
+from .records import DONE, FAILED, Arm, RunRecord, SplitPredictions, predictions_file, write_json, write_run
 
 VALIDATION = "validation"
-_TRAINING, _MODEL, _LOG = "training", "model", "log.txt"
+_TRAINING, _MODEL, _LOG, _STARTED = "training", "model", "log.txt", "configuration.json"
 _FRACTION_KEY = 0xA110
 
 
@@ -66,11 +67,19 @@ class RunSpec:
     digest: str
     keep_model: bool = False
 
+    @property
+    def backbone_name(self) -> str:
+        """The backbone as it is written down: a folder of this machine by its last part."""
+        place = Path(self.backbone)
+        return place.name if place.is_absolute() or place.exists() else self.backbone
+
     def configuration(self) -> dict[str, Any]:
         """What the result depends on, as JSON gives it back."""
         left_out = ("folder", "data", "keep_model", "arm")
         content = {name: value for name, value in vars(self).items() if name not in left_out}
-        content |= {"method": self.arm.method, "saliency": self.arm.saliency}
+        columns = {name: value for name, value in self.data.items() if name != "path" and value is not None}
+        content |= {"method": self.arm.method, "saliency": self.arm.saliency, "columns": columns}
+        content["backbone"] = self.backbone_name
         read: dict[str, Any] = json.loads(json.dumps(content, default=str))
         return read
 
@@ -95,7 +104,7 @@ def run_arguments(spec: RunSpec) -> SaliencyTrainingArguments:
         "save_strategy": strategy,
         "load_best_model_at_end": True,
         "metric_for_best_model": spec.metric,
-        "greater_is_better": spec.metric not in ("calibration_error", "equal_error_rate"),
+        "greater_is_better": True,
         "guidance": spec.arm.method,
         "invert_saliency": spec.arm.saliency == "inverted",
         "random_saliency": spec.arm.saliency == "random",
@@ -180,13 +189,14 @@ def execute(spec: RunSpec) -> RunRecord:
     Returns:
         [`RunRecord`], which is also written into the run's folder, last of all. What goes wrong is recorded in it.
     """
-    spec.folder.mkdir(parents=True, exist_ok=True)
+    _start_or_go_on(spec)
     started = time.perf_counter()
     metrics: dict[str, dict[str, float]] = {}
+    config: dict[str, Any] = {}
     error = ""
     with (spec.folder / _LOG).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
-            metrics = _train_and_judge(spec)
+            metrics, config = _train_and_judge(spec)
         except Exception as failure:
             traceback.print_exc()
             error = f"{type(failure).__name__}: {failure}"
@@ -195,20 +205,30 @@ def execute(spec: RunSpec) -> RunRecord:
         arm=spec.arm,
         seed=spec.seed,
         annotated_fraction=spec.annotated_fraction,
-        backbone=spec.backbone,
+        backbone=spec.backbone_name,
         status=FAILED if error else DONE,
         error=error,
         seconds=time.perf_counter() - started,
         hyperparameters=dict(spec.training),
         metrics=metrics,
         folder=spec.folder,
+        data_config=config,
     )
-    shutil.rmtree(spec.folder / _TRAINING, ignore_errors=True)
     write_run(record, spec.configuration())
+    shutil.rmtree(spec.folder / _TRAINING, ignore_errors=True)
     return record
 
 
-def _train_and_judge(spec: RunSpec) -> dict[str, dict[str, float]]:
+def _start_or_go_on(spec: RunSpec) -> None:
+    """Notes what a run is started with, and clears away what was left of one with other settings."""
+    file, configuration = spec.folder / _STARTED, spec.configuration()
+    if spec.folder.exists() and not (file.is_file() and json.loads(file.read_text()) == configuration):
+        shutil.rmtree(spec.folder)
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, configuration)
+
+
+def _train_and_judge(spec: RunSpec) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     dataset = _loaded(json.dumps(spec.data))
     trainer = make_trainer(spec, dataset)
     # Before training, so that a run that goes on reads its maps where the run that was broken off would have.
@@ -216,7 +236,12 @@ def _train_and_judge(spec: RunSpec) -> dict[str, dict[str, float]]:
     trainer.train(resume_from_checkpoint=last_checkpoint(spec.folder / _TRAINING))
     state = trainer.state
     metrics = {
-        _TRAINING: {"epochs": float(state.epoch or 0), "steps": state.global_step, "best_step": state.best_global_step}
+        _TRAINING: {
+            "epochs": float(state.epoch or 0),
+            "steps": state.global_step,
+            "best_step": state.best_global_step,
+            f"best_{spec.metric}": float(state.best_metric or math.nan),
+        }
     }
     for split in dict.fromkeys((spec.eval_split, *spec.test_splits)):
         predictions = predict(
@@ -241,7 +266,7 @@ def _train_and_judge(spec: RunSpec) -> dict[str, dict[str, float]]:
         ).save(predictions_file(spec.folder, split))
     if spec.keep_model:
         trainer.save_model(str(spec.folder / _MODEL))
-    return metrics
+    return metrics, dataclasses.asdict(data_config(trainer.model))
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -259,11 +284,15 @@ def last_checkpoint(folder: Path) -> str | None:
     """
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for checkpoint in reversed(checkpoints):
+        file = checkpoint / "trainer_state.json"
         try:
-            epoch = float(json.loads((checkpoint / "trainer_state.json").read_text())["epoch"])  # written last
+            state = json.loads(file.read_text())  # written last
         except (OSError, ValueError):
-            epoch = math.nan
-        if epoch.is_integer():
+            state = {"epoch": math.nan}
+        best = Path(state.get("best_model_checkpoint") or checkpoint)
+        if float(state["epoch"]).is_integer() and (folder / best.name).is_dir():
+            # The comparison's folder may have been moved, or be named from elsewhere.
+            write_json(file, {**state, "best_model_checkpoint": str(folder / best.name)})
             return str(checkpoint)
         shutil.rmtree(checkpoint)
     return None

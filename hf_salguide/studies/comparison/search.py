@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...guidance import guidance_class
-from .records import BASELINE, DONE, SEARCH, Arm, read_run
+from .records import BASELINE, DONE, SEARCH, Arm, read_run, write_json
 
 if TYPE_CHECKING:
     from .plan import Comparison
     from .run import RunSpec
 
 WEIGHT = "guidance_weight"
+SEARCH_FILE = "search.json"
+_WHOLE = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps")
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,14 @@ class Budget:
                 'ranges to search, {"learning_rate": [0.0001, 0.01]}, or neither.'
             )
         for name, ends in self.ranges.items():
-            if not isinstance(ends, list | tuple) or len(ends) != 2 or not 0 < ends[0] < ends[1]:
+            numbers = isinstance(ends, list | tuple) and all(type(end) in (int, float) for end in ends)
+            if not numbers or len(ends) != 2 or not 0 < ends[0] < ends[1]:
                 raise ValueError(
                     f"search: {name}={ends!r} has to be a lower and an upper end above 0, [0.0001, 0.01]."
+                )
+            if name in _WHOLE:
+                raise ValueError(
+                    f"search: {name} is not searched: every method is to have the same amount of training."
                 )
         if set(self.ranges) == {WEIGHT}:
             raise ValueError(
@@ -63,18 +72,26 @@ class Budget:
                 "search learning_rate as well."
             )
 
-    def describe(self) -> str:
-        """One sentence for the report."""
+    def describe(self, method_arguments: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+        """
+        One sentence for the report.
+
+        Args:
+            method_arguments (mapping, *optional*): what was set by hand for single methods.
+        """
+        by_hand = [f"{', '.join(given)} of {name}" for name, given in (method_arguments or {}).items() if given]
+        exception = f" Set by hand, outside that budget: {'; '.join(by_hand)}." if by_hand else ""
         if self.trials == 1:
             return (
                 "Every method, plain training included, had a budget of one configuration: the study's training "
-                "settings and the method's published weights; nothing was tuned."
+                f"settings and the method's published weights; nothing was tuned.{exception}"
             )
         ranges = ", ".join(f"{name} in [{low:g}, {high:g}]" for name, (low, high) in self.ranges.items())
         return (
             f"Every method, plain training included, had a budget of {self.trials} configurations (the study's "
             f"settings, and {self.trials - 1} drawn log-uniformly: {ranges}; {WEIGHT} as a multiple of the published "
-            f"one), of which the best on validation was taken, by runs with a seed that is not in the comparison."
+            "one), of which the best on validation was taken, by runs with a seed that is not in the "
+            f"comparison.{exception}"
         )
 
     def trials_of(self, comparison: Comparison, digest: str) -> list[RunSpec]:
@@ -108,36 +125,61 @@ class Budget:
             drawn.append(values)
         return drawn
 
-    def choose(
-        self, specs: Sequence[RunSpec], trials: Sequence[RunSpec]
-    ) -> tuple[list[RunSpec], dict[str, dict[str, Any]]]:
+    def find(self, output: Path, trials: Sequence[RunSpec]) -> Found:
         """
-        Gives every run the configuration that was best for its method and backbone.
+        The best trial of each method and backbone by validation, the first of equals; it is also written down.
 
         Args:
-            specs (sequence of [`RunSpec`]): the comparison's runs.
-            trials (sequence of [`RunSpec`]): the search's, which are over.
+            output (`Path`): the comparison's folder.
+            trials (sequence of [`RunSpec`]): the search's runs, which are over.
 
         Returns:
-            `tuple` of the runs with what was chosen, and what was chosen by backbone and method, for the report. The
-            first of equals is taken; a method whose trials all failed keeps the study's settings.
+            [`Found`]; a method whose trials all failed keeps the study's settings.
         """
         best: dict[tuple[str, str], tuple[float, RunSpec]] = {}
+        failed: list[str] = []
         for trial in trials:
-            found = read_run(trial.folder)
-            if found is None or found[0].status != DONE:
+            record = read_run(trial.folder)
+            if record is None or record[0].status != DONE:
+                failed.append(trial.folder.name)
                 continue
-            value, key = found[0].metrics[trial.eval_split][trial.metric], (trial.backbone, trial.arm.method)
+            value, key = record[0].metrics[trial.eval_split][trial.metric], (trial.backbone, trial.arm.method)
             if key not in best or value > best[key][0]:
                 best[key] = (value, trial)
-        chosen: dict[str, dict[str, Any]] = {}
+        training: dict[str, dict[str, Any]] = {}
+        chosen: dict[str, Any] = {"failed trials": failed} if failed else {}
         for (backbone, method), (value, trial) in best.items():
             kept = {name: trial.training[name] for name in self.ranges if name in trial.training}
-            chosen.setdefault(backbone, {})[method] = {**kept, f"validation_{trial.metric}": value}
-        told = [
-            dataclasses.replace(spec, training=best[key][1].training)
-            if (key := (spec.backbone, spec.arm.method)) in best
-            else spec
-            for spec in specs
-        ]
-        return told, chosen
+            training.setdefault(backbone, {})[method] = dict(trial.training)
+            shown = chosen.setdefault(trial.backbone_name, {})
+            shown[method] = {**kept, f"validation_{trial.metric}": value}
+        write_json(output / SEARCH_FILE, {"trials": _key(trials), "training": training, "chosen": chosen})
+        return Found(training, chosen)
+
+    def found_before(self, output: Path, trials: Sequence[RunSpec]) -> Found | None:
+        """What a search by the same trials found; `None` if there was none. What is found once stays."""
+        path = output / SEARCH_FILE
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text())
+        return Found(content["training"], content["chosen"]) if content["trials"] == _key(trials) else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: training arguments by backbone and method, and the same for people."""
+
+    training: Mapping[str, Mapping[str, Any]]
+    chosen: Mapping[str, Any]
+
+    def applied_to(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
+        """Runs with the configuration that was best for their method and backbone."""
+        told = []
+        for spec in specs:
+            training = self.training.get(spec.backbone, {}).get(spec.arm.method)
+            told.append(spec if training is None else dataclasses.replace(spec, training=training))
+        return told
+
+
+def _key(trials: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    return [trial.configuration() for trial in trials]

@@ -1,13 +1,14 @@
 """Figures as people read them."""
 
 import math
+from collections.abc import Sequence
 
-UNDEFINED = "not defined"
+UNDEFINED, NONE_POSSIBLE = "not defined", "none possible"
+MOST = 1.0  # the largest difference that is possible: every metric is between 0 and 1
 METRICS = {
     "auroc": "AUROC",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
-    "worst_group_accuracy": "worst-group accuracy",
     "average_precision": "average precision",
 }
 
@@ -27,6 +28,22 @@ def p_value(value: float) -> str:
         return "< 0.001"
     text = number(value)
     return f"{value:.4f}" if text == "0.050" else text
+
+
+def smallest(value: float) -> str:
+    """The smallest difference that could be found; none where it is larger than any that is possible."""
+    return NONE_POSSIBLE if value > MOST else number(value)
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def with_p(value: float) -> str:
+    """`p = 0.013`, `p < 0.001`."""
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def with_interval(value: float, low: float, high: float, signed: bool = False) -> str:

@@ -4,17 +4,18 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from ..comparison.paths import paths_of, without_paths
 from ..comparison.records import Study
-from ..comparison.words import metric_name
+from ..comparison.words import MOST, metric_name
 from . import text as words
-from .plot_rows import SPLITS, alignment_backbones, conditions, curve_backbones, family_key
+from .plot_rows import SPLITS, alignment_backbones, conditions, curve_backbones, family_key, rows_of
 from .plot_style import inline_svg
 from .plots import Painter, all_plots
 
 if TYPE_CHECKING:
     from ..comparison.findings import Analysis
 
-ReportPlot = dict[str, str]  # title, caption, and the SVGs wide and narrow, of which the style sheet shows one
+ReportPlot = dict[str, str]  # name, title, caption, and the SVGs wide and narrow, of which the style sheet shows one
 
 
 def report_plots(study: Study, analysis: "Analysis") -> dict[str, list[ReportPlot]]:
@@ -27,10 +28,11 @@ def report_plots(study: Study, analysis: "Analysis") -> dict[str, list[ReportPlo
     """
     plots: dict[str, list[ReportPlot]] = {"differences": [], "alignment": [], "fractions": []}
     tell = {"differences": _differences, "alignment": _alignment, "fractions": _fractions}
+    known = paths_of(study)
     for name, painter in all_plots(study, analysis):
         kind, _, which = name.partition("-")
-        title, caption, told = tell[kind](analysis, which)
-        plots[kind].append({"title": title, "caption": caption, **_drawn(name, painter, told)})
+        title, caption, told = (without_paths(text, known) for text in tell[kind](analysis, which))
+        plots[kind].append({"name": name, "title": title, "caption": caption, **_drawn(name, painter, told)})
     return plots
 
 
@@ -46,6 +48,9 @@ def _differences(analysis: "Analysis", which: str) -> tuple[str, str, str]:
         "probability of 0.8."
     )
     condition = conditions(analysis)[int(which)]
+    rows = [row for split in SPLITS for row in rows_of(analysis, condition, split)]
+    if any(row.smallest_difference > MOST for row in rows):
+        caption += f" A bar from −{MOST:g} to +{MOST:g}: no possible difference would be found."
     return words.condition_name(condition), caption, words.differences_words(analysis, condition)
 
 
@@ -66,7 +71,7 @@ def _fractions(analysis: "Analysis", which: str) -> tuple[str, str, str]:
     backbone = curve_backbones(analysis)[int(index)]
     caption = (
         "Over the share of the annotated training pictures whose saliency was used. Mark: mean over the seeds; line: "
-        "its interval; dashed: plain training, which uses no saliency."
+        "its interval; dashed: plain training (grey), and methods that use no annotation."
     )
     title = f"{SPLITS[split]}, {backbone}, {metric_name(analysis.metric)}"
     return title, caption, words.curve_words(analysis, backbone, split)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..comparison.conclusions import conclude
+from ..comparison.paths import paths_of, without_paths
 from ..comparison.records import Study
 from ..comparison.words import metric_name
 from . import text as words
@@ -77,6 +78,7 @@ def report_table(analysis: "Analysis") -> str:
         `str`, with the same figures as the report.
     """
     parts, columns = [], words.table_columns(analysis)
+    known = [row.backbone for row in analysis.comparisons] + [str(run.folder) for run in analysis.failures]
     found = conditions(analysis)
     for condition in found:
         for split in splits_of(analysis):
@@ -84,8 +86,12 @@ def report_table(analysis: "Analysis") -> str:
             rows = [row for each in (False, True) for row in words.table_rows(analysis, condition, split, each)]
             cells = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
             table = ["| " + " | ".join(map(words.markdown_cell, line)) + " |" for line in cells]
-            parts.append(f"**{words.markdown_cell(heading)}**\n\n" + "\n".join(table))
-    parts += ["\n".join(f"* {words.markdown_cell(note)}" for note in analysis.notes)] if analysis.notes else []
+            parts.append(f"**{words.markdown_cell(without_paths(heading, known))}**\n\n" + "\n".join(table))
+    parts += (
+        ["\n".join(f"* {words.markdown_cell(without_paths(note, known))}" for note in analysis.notes)]
+        if analysis.notes
+        else []
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,22 +99,28 @@ def _content(study: Study, analysis: "Analysis") -> dict[str, Any]:
     settings, found = study.settings, conditions(analysis)
     metric = metric_name(analysis.metric)
     plots = report_plots(study, analysis)
-    forests = {plot["title"]: plot for plot in plots["differences"]}
-    clean = partial(words.without_paths, study=study)
+    forests = {plot["name"]: plot for plot in plots["differences"]}
+    clean = partial(without_paths, known=paths_of(study))
     return {
         "css": _css(),
         "title": clean(str(settings.get("name", "comparison"))),
-        "subtitle": _subtitle(study),
+        "subtitle": clean(_subtitle(study)),
         "metric": metric[:1].upper() + metric[1:],
         "conclusions": [clean(part) for part in conclude(analysis, study).split("\n\n") if part.strip()],
         "missing": study.missing,
         "columns": words.table_columns(analysis),
-        "conditions": [_condition(study, analysis, condition, forests) for condition in found],
+        "conditions": [
+            _condition(study, analysis, condition, forests.get(f"differences-{index}"))
+            for index, condition in enumerate(found)
+        ],
         "notes": [clean(note) for note in analysis.notes],
         "alignment": plots["alignment"],
-        "correlations": [words.correlation_words(each, analysis.metric) for each in analysis.correlations],
+        "correlations": [clean(words.correlation_words(each, analysis.metric)) for each in analysis.correlations],
         "curves": plots["fractions"],
-        "controls": [words.control_row(control, len(found) > 1) for control in analysis.controls],
+        "controls": [
+            {column: clean(cell) for column, cell in words.control_row(control, len(found) > 1).items()}
+            for control in analysis.controls
+        ],
         "failures": words.failure_rows(study, analysis),
         "made": [clean(part) for part in how_it_was_made(study, analysis)],
         "data": words.data_rows(settings),
@@ -119,7 +131,7 @@ def _content(study: Study, analysis: "Analysis") -> dict[str, Any]:
 
 
 def _condition(
-    study: Study, analysis: "Analysis", condition: tuple[str, float], forests: dict[str, Any]
+    study: Study, analysis: "Analysis", condition: tuple[str, float], plot: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The tables of a backbone and an annotated fraction, one a test set, and their plot."""
     tables = []
@@ -130,8 +142,8 @@ def _condition(
         ]
         caption = f"{SPLITS[split]} test set (“{study.settings['splits'][split]}”): {metric_name(analysis.metric)}"
         tables.append({"caption": caption, "groups": groups})
-    name = words.condition_name(condition)
-    return {"name": name, "tables": tables, "plot": forests.get(name)}
+    name = without_paths(words.condition_name(condition), paths_of(study))
+    return {"name": name, "tables": tables, "plot": plot}
 
 
 def _subtitle(study: Study) -> str:

@@ -1,13 +1,14 @@
 """What plots and tables of a comparison are made from: arms in their order, rows of a condition, figures of runs."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..comparison.records import DONE, Arm, RunRecord, Study
 from .plot_style import FAMILIES, family_of
 
 if TYPE_CHECKING:
-    from ..comparison.findings import Analysis, Comparison
+    from ..comparison.findings import Analysis, ArmResult
 
 SPLITS = {"in": "In-distribution", "out": "Out-of-distribution"}
 _SHAPES = {
@@ -41,7 +42,7 @@ def conditions(analysis: "Analysis") -> list[tuple[str, float]]:
     return sorted(found, key=lambda condition: (backbones.index(condition[0]), -condition[1]))
 
 
-def rows_of(analysis: "Analysis", condition: tuple[str, float], split: str) -> list["Comparison"]:
+def rows_of(analysis: "Analysis", condition: tuple[str, float], split: str) -> list["ArmResult"]:
     """The comparisons of a condition on a split, `"in"` or `"out"`, in the order of [`arm_numbers`]."""
     numbers = arm_numbers(analysis)
     rows = [
@@ -68,7 +69,7 @@ def run_value(study: Study, run: RunRecord, split: str, metric: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def seed_differences(study: Study, metric: str, row: "Comparison") -> list[float]:
+def seed_differences(study: Study, metric: str, row: "ArmResult") -> list[float]:
     """The differences of the study's metric to plain training of the same seed, one a seed that has both."""
     values: dict[bool, dict[int, float]] = {True: {}, False: {}}
     for run in study.runs:
@@ -89,6 +90,11 @@ def curve_backbones(analysis: "Analysis") -> list[str]:
     guided = {(row.backbone, row.annotated_fraction) for row in analysis.comparisons if not row.arm.is_plain}
     backbones = dict.fromkeys(row.backbone for row in analysis.comparisons)
     return [backbone for backbone in backbones if sum(name == backbone for name, _ in guided) > 1]
+
+
+def is_of_no_share(curve: Sequence["ArmResult"]) -> bool:
+    """Whether the rows of an arm are the same runs beside every annotated fraction: they use no annotation."""
+    return len(curve) > 1 and bool(curve[0].values) and len({row.values for row in curve}) == 1
 
 
 def family_key(analysis: "Analysis") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..comparison.records import Arm, Study
-from ..comparison.words import metric_name
+from ..comparison.words import MOST, metric_name
 from .plot_rows import (
     SPLITS,
     alignment_backbones,
@@ -17,6 +17,7 @@ from .plot_rows import (
     conditions,
     curve_backbones,
     finished_runs,
+    is_of_no_share,
     map_name,
     rows_of,
     run_value,
@@ -28,14 +29,15 @@ from .plot_style import LIGHT, draw, family_of, save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..comparison.findings import Analysis, Comparison, Correlation
+    from ..comparison.findings import Analysis, ArmResult, Correlation
 
 
 def forest_plot(study: Study, analysis: "Analysis", condition: tuple[str, float], narrow: bool = False) -> "Figure":
     """
     Draws each arm's difference to plain training: mean, interval, and a dot a seed.
 
-    The grey bar behind an arm spans the differences that the study was too small to find.
+    The grey bar behind an arm spans the differences that the study was too small to find, at most all that are
+    possible.
 
     Args:
         study ([`Study`]): the runs.
@@ -80,12 +82,12 @@ def forest_plot(study: Study, analysis: "Analysis", condition: tuple[str, float]
     return draw(paint, narrow)
 
 
-def _draw_difference(axis: Any, place: int, row: "Comparison", differences: Sequence[float]) -> None:
+def _draw_difference(axis: Any, place: int, row: "ArmResult", differences: Sequence[float]) -> None:
     family = family_of(row.arm)
     colour = LIGHT[family.key]
     if math.isfinite(row.smallest_difference):
-        width = 2 * row.smallest_difference
-        axis.barh(place, width, left=-row.smallest_difference, height=0.36, color=LIGHT["band"], zorder=0.5)
+        reach = min(row.smallest_difference, MOST)
+        axis.barh(place, 2 * reach, left=-reach, height=0.36, color=LIGHT["band"], zorder=0.5)
     axis.plot(differences, [place] * len(differences), "o", ms=3.2, mfc="none", mec=colour, mew=0.7, zorder=2)
     if not math.isfinite(row.difference):
         axis.annotate("not defined", (0, place), fontsize=7.5, color=LIGHT["muted"], va="center")
@@ -198,6 +200,8 @@ def fraction_plot(analysis: "Analysis", backbone: str, split: str, narrow: bool 
     """
     Draws the metric over the annotated fraction, a panel an arm, each with plain training behind it.
 
+    An arm that uses no annotation stands beside every fraction; it is a dashed line, as plain training is.
+
     Args:
         analysis ([`Analysis`]): the statistics.
         backbone (`str`): whose runs are drawn.
@@ -219,7 +223,8 @@ def fraction_plot(analysis: "Analysis", backbone: str, split: str, narrow: bool 
         axes = _panels(figure, len(drawn), columns, share=True)
         for index, (axis, (arm, curve)) in enumerate(zip(axes, drawn.items(), strict=True)):
             _draw_curve(axis, plain, LIGHT["muted"], "none")
-            _draw_curve(axis, curve, LIGHT[family_of(arm).key], family_of(arm).marker, hollow=arm.is_control)
+            marker = "none" if is_of_no_share(curve) else family_of(arm).marker
+            _draw_curve(axis, curve, LIGHT[family_of(arm).key], marker, hollow=arm.is_control)
             axis.set_title(f"{numbers[arm]}  {arm.name}", fontsize=7.5)
             axis.set_xticks([100 * row.annotated_fraction for row in curve])
             axis.set_xlim(0, 105)
@@ -232,7 +237,7 @@ def fraction_plot(analysis: "Analysis", backbone: str, split: str, narrow: bool 
     return draw(paint, narrow)
 
 
-def _draw_curve(axis: Any, curve: Sequence["Comparison"], colour: str, marker: str, hollow: bool = False) -> None:
+def _draw_curve(axis: Any, curve: Sequence["ArmResult"], colour: str, marker: str, hollow: bool = False) -> None:
     kept = [row for row in curve if math.isfinite(row.mean)]
     if not kept:
         return

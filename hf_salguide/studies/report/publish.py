@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
-from ...backbones import as_classifier, data_config
+from ...backbones import DataConfig
 from ...data import SaliencyCollator, load_saliency_dataset, make_transforms
 from ...data.prepare import Transform, prepare_row, undecoded
 from ..comparison.analysis import analyse
 from ..comparison.conclusions import conclude
-from ..comparison.records import DONE, RunRecord, SplitPredictions, Study, write_json, write_results
+from ..comparison.records import DONE, RunRecord, SplitPredictions, Study, write_json
+from ..comparison.results import write_results
 from ..explanation.explain import Explanation
 from ..explanation.panels import draw_comparison
 from .page import report_table, write_report
@@ -25,7 +26,7 @@ from .plots import save_plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES, ARMS = 6, 5
+PICTURES, ARMS = 6, 4
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def failure_panels(study: Study, data: Mapping[str, Any]) -> list["Figure"]:
     One panel a test split: the pictures that most ways of training get wrong, with each one's map.
 
     Of each way of training the run with the first seed is shown, of the first backbone and the whole annotation; plain
-    training, methods with the human saliency in their order, and controls, five in all. A map is of the class that the
-    run says.
+    training, the first methods with the human saliency and the first control, four in all. A map is of the class that
+    the run says.
 
     Args:
         study ([`Study`]): the runs.
@@ -95,8 +96,10 @@ def failure_panels(study: Study, data: Mapping[str, Any]) -> list["Figure"]:
     dataset, names, transform = (
         load_saliency_dataset(**data),
         study.settings["class_names"],
-        _transform(study, runs[0]),
+        _transform(runs[0]),
     )
+    controls = [run.arm.name for run in runs if run.arm.is_control][:1]
+    shown = [run.arm.name for run in runs if not run.arm.is_control][: ARMS - len(controls)] + controls
     panels = []
     for role, words in (("out", "out of distribution"), ("in", "in distribution")):
         split = study.settings["splits"].get(role)
@@ -109,7 +112,8 @@ def failure_panels(study: Study, data: Mapping[str, Any]) -> list["Figure"]:
             name: [
                 _explanation(predictions, row, *picture, names) for row, picture in zip(rows, pictures, strict=True)
             ]
-            for name, predictions in list(judged.items())[:ARMS]
+            for name, predictions in judged.items()
+            if name in shown
         }
         figure = draw_comparison(explained)
         figure.set_label(
@@ -150,16 +154,11 @@ def _shown(study: Study) -> list[RunRecord]:
     return sorted(chosen, key=lambda run: (not run.arm.is_plain, run.arm.is_control))
 
 
-def _transform(study: Study, run: RunRecord) -> Transform:
+def _transform(run: RunRecord) -> Transform:
     """What brings a picture to the frame of a run's maps, without the normalisation."""
-    model = as_classifier(
-        run.backbone,
-        num_labels=len(study.settings["class_names"]),
-        image_size=study.settings["image_size"],
-        **study.settings["backbones"][run.backbone],
-    )
-    neutral = dataclasses.replace(data_config(model), mean=(0.0,) * 3, std=(1.0,) * 3)
-    return make_transforms(neutral, train=False)
+    neutral = {**run.data_config, "size": tuple(run.data_config["size"])}
+    neutral |= {name: (value,) * neutral["channels"] for name, value in (("mean", 0.0), ("std", 1.0))}
+    return make_transforms(DataConfig(**neutral), train=False)
 
 
 def _picture(split: Dataset, row: int, transform: Transform) -> tuple[np.ndarray, np.ndarray | None]:

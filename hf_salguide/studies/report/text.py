@@ -1,40 +1,21 @@
 """A comparison's figures as people read them: numbers, the rows of its tables, words for its plots."""
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from ..comparison.paths import paths_of, without_paths
 from ..comparison.records import Study
-from ..comparison.words import UNDEFINED, metric_name, number, p_value, percent, with_interval
-from .plot_rows import SPLITS, arm_numbers, map_name, rows_of, splits_of
+from ..comparison.words import UNDEFINED, metric_name, number, p_value, percent, smallest, with_interval
+from .plot_rows import SPLITS, arm_numbers, is_of_no_share, map_name, rows_of, splits_of
 
 if TYPE_CHECKING:
-    from ..comparison.findings import Analysis, Comparison, Control, Correlation
+    from ..comparison.findings import Analysis, ArmResult, Control, Correlation
 
 ARM, SEEDS, MEAN, DIFFERENCE = "Arm", "Seeds", "Mean [interval]", "Difference to plain [interval]"
 P, HOLM, RANKS = "p", "p (Holm)", "p (signed ranks)"
 SMALLEST, SMALLEST_HOLM = "Smallest difference it could find", "Smallest difference, Holm"
-_PART = r"[^\s/\\'\":;,()<>\[\]]"
-_PATH = re.compile(rf"(?<![\w.<])(?:file:/*)?(?:[A-Za-z]:[\\/]|~?/)(?:{_PART}+[/\\])*({_PART}*)")
-_SCHEME = re.compile(r"\b(?:https?|file)://", re.IGNORECASE)
-
-
-def without_paths(text: str, study: Study | None = None) -> str:
-    """
-    A text in which every absolute path is its last part, and every address lost its `https://`.
-
-    Args:
-        text (`str`): an error message, say.
-        study ([`Study`], *optional*): the folders of its runs are recognised though there is a blank in them.
-    """
-    folders = {str(parent) for run in (study.runs if study else []) for parent in [run.folder, *run.folder.parents]}
-    for folder in sorted((folder for folder in folders if PurePath(folder).is_absolute()), key=len, reverse=True):
-        if len(PurePath(folder).parts) > 1:
-            text = text.replace(folder + "/", "").replace(folder, PurePath(folder).name)
-    text = _SCHEME.sub(lambda found: "/" if found.group().lower() == "file://" else "", text)
-    return _PATH.sub(lambda found: found.group(1) or found.group().strip("/\\")[-1:], text)
 
 
 def table_columns(analysis: "Analysis") -> list[str]:
@@ -43,7 +24,7 @@ def table_columns(analysis: "Analysis") -> list[str]:
     return [ARM, SEEDS, MEAN, DIFFERENCE, P, HOLM, *ranks, SMALLEST, SMALLEST_HOLM]
 
 
-def comparison_row(row: "Comparison", arm_number: int) -> dict[str, str]:
+def comparison_row(row: "ArmResult", arm_number: int) -> dict[str, str]:
     """A comparison as the cells of the table, by column; what is not defined says why where it takes a few words."""
     cells = dict.fromkeys((P, HOLM, RANKS, SMALLEST, SMALLEST_HOLM), "–")
     cells |= {
@@ -56,7 +37,7 @@ def comparison_row(row: "Comparison", arm_number: int) -> dict[str, str]:
     if not row.arm.is_plain:
         cells[DIFFERENCE] = with_interval(row.difference, row.difference_low, row.difference_high, signed=True)
         cells |= {P: p_value(row.p_value), HOLM: p_value(row.p_holm), RANKS: p_value(row.p_signed_rank)}
-        cells |= {SMALLEST: number(row.smallest_difference), SMALLEST_HOLM: number(row.smallest_difference_holm)}
+        cells |= {SMALLEST: smallest(row.smallest_difference), SMALLEST_HOLM: smallest(row.smallest_difference_holm)}
     reason = {0: "no pair of runs", 1: "one seed"}.get(row.seeds)
     if reason and not row.arm.is_plain:
         cells |= {name: cells[name].replace(UNDEFINED, f"{UNDEFINED} ({reason})") for name in (DIFFERENCE, P)}
@@ -82,7 +63,7 @@ def control_row(control: "Control", several: bool) -> dict[str, str]:
         "Method − control [interval]": with_interval(control.difference, control.low, control.high, signed=True),
         P: p_value(control.p_value),
         HOLM: p_value(control.p_holm),
-        SMALLEST: number(control.smallest_difference),
+        SMALLEST: smallest(control.smallest_difference),
     }
 
 
@@ -118,10 +99,11 @@ def settings_rows(settings: Mapping[str, Any], study: Study | None = None) -> li
     """The settings as pairs of a dotted key and a text, without paths."""
     rows: list[tuple[str, str]] = []
     for key, value in settings.items():
+        name = _setting(str(key), study)
         if isinstance(value, Mapping):
-            rows += [(f"{key}.{inner}", text) for inner, text in settings_rows(value, study)]
+            rows += [(f"{name}.{inner}", text) for inner, text in settings_rows(value, study)]
         else:
-            rows.append((str(key), _setting(value, study)))
+            rows.append((name, _setting(value, study)))
     return rows
 
 
@@ -138,7 +120,7 @@ def _setting(value: Any, study: Study | None) -> str:
         return ", ".join(f"{key} {_setting(item, study)}" for key, item in value.items())
     if isinstance(value, PurePath) or (isinstance(value, str) and Path(value).is_absolute()):
         return PurePath(value).name
-    return without_paths(str(value), study)
+    return without_paths(str(value), paths_of(study) if study else ())
 
 
 def data_rows(settings: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -172,13 +154,14 @@ def hyperparameter_rows(study: Study) -> list[dict[str, str]]:
 
 def failure_rows(study: Study, analysis: "Analysis") -> list[dict[str, str]]:
     """The runs that failed and the first line of their message, without paths, for a table."""
+    known = paths_of(study)
     return [
         {
             "Arm": run.arm.name,
             "Seed": str(run.seed),
             "Annotated": percent(run.annotated_fraction),
-            "Backbone": run.backbone,
-            "Message": without_paths(run.error.strip().partition("\n")[0] or "no message", study),
+            "Backbone": without_paths(run.backbone, known),
+            "Message": without_paths(run.error.strip().partition("\n")[0] or "no message", known),
         }
         for run in analysis.failures
     ]
@@ -209,6 +192,9 @@ def curve_words(analysis: "Analysis", backbone: str, split: str) -> str:
     rows = [row for row in analysis.comparisons if row.split == split and row.backbone == backbone]
     for arm in dict.fromkeys(row.arm for row in rows):
         curve = sorted((row for row in rows if row.arm == arm), key=lambda row: row.annotated_fraction)
+        if is_of_no_share(curve):
+            parts.append(f"{arm.name} {number(curve[0].mean)}, which uses no annotation")
+            continue
         points = (f"{number(row.mean)} at {percent(row.annotated_fraction)}" for row in curve)
         parts.append(f"{arm.name} {', '.join(points)}")
     return f"{SPLITS[split]}, {backbone}, by the annotated share: {'; '.join(parts)}."
