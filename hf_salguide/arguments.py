@@ -1,5 +1,6 @@
 """Training arguments with guidance."""
 
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from transformers import TrainingArguments
 from .guidance import PLAIN, Guidance, get_guidance, guidance_class, schedule_factor
 from .guidance.base import check_flag
 
-LOWER_IS_BETTER = ("error", "error_rate", "kl", "apcer", "bpcer", "acer")  # how names end, beside those of losses
+# How names end, beside those of losses.
+LOWER_IS_BETTER = re.compile(r"(^|_)(error|error_rate|kl|acer|[ab]pcer|apcer_all|[ab]pcer_at_bpcer_[\d.]+|fpr\d*)$")
 
 
 @dataclass
@@ -55,7 +57,8 @@ class SaliencyTrainingArguments(TrainingArguments):
             [`~metrics.alignment_metrics`], on pictures that have one. It takes no further forward.
         greater_is_better (`bool`, *optional*):
             As in `TrainingArguments`. Defaults to `False` where the name of `metric_for_best_model` ends in `loss`,
-            `error`, `error_rate`, `kl`, `apcer`, `bpcer` or `acer`, to `True` otherwise.
+            `error`, `error_rate`, `kl` or `fpr95`, or is one of [`~metrics.presentation_attack_metrics`], to `True`
+            otherwise.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             As in `TrainingArguments`, which removes them by default, the saliency included.
 
@@ -113,8 +116,7 @@ class SaliencyTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        lower = f"_{self.metric_for_best_model}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
-        if self.greater_is_better is None and lower:
+        if self.greater_is_better is None and LOWER_IS_BETTER.search(self.metric_for_best_model or ""):
             self.greater_is_better: bool | None = False
         super().__post_init__()
         if isinstance(self.guidance, list) and len(self.guidance) == 1:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.utils import logging
 
+from .evaluation import spread_weights
 from .rng import preserve_rng
 from .studies.explanation.explain import explain
 from .studies.explanation.panels import draw_panel, save_panel
+from .trainer import SaliencyTrainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +41,9 @@ class SaliencyPanelCallback(TrainerCallback):
     `output_dir/panels/step_000100.png`. Only the main process draws. The model's modes, its statistics and the random
     states are left as they were. A panel that cannot be drawn is a warning, and training goes on.
 
-    A [`SaliencyTrainer`] tells the callback of its trackers. With another `Trainer`, call
-    `callback.use_writers_of(trainer.callback_handler)` once, else files are written.
+    A [`SaliencyTrainer`] makes itself known to the callback: its trackers, its `eval_transform`, and the methods that
+    change the pictures in evaluation too (`mask_everything`) are those of the panels. With another `Trainer`, call
+    `callback.attach(trainer)` once, else files are written, of pictures prepared as the model's configuration says.
 
     Args:
         dataset: rows with `image` and optionally `label` and `saliency`, or prepared ones, see [`SaliencyTrainer`].
@@ -78,12 +81,12 @@ class SaliencyPanelCallback(TrainerCallback):
         self.every = every
         self._dataset = dataset
         self._rows = None if rows is None else [int(row) for row in rows]
-        self._handler: Any = None
+        self._trainer: Any = None
         self._drawn_at: int | None = None
 
-    def use_writers_of(self, handler: Any) -> None:
-        """Takes the trackers of a trainer, given its `callback_handler`."""
-        self._handler = handler
+    def attach(self, trainer: Trainer) -> None:
+        """Takes the trackers of a trainer and, of a [`SaliencyTrainer`], what it does to pictures in evaluation."""
+        self._trainer = trainer
 
     # ---- Events ----
 
@@ -123,22 +126,34 @@ class SaliencyPanelCallback(TrainerCallback):
         if not state.is_world_process_zero or model is None or self._drawn_at == state.global_step:
             return
         self._drawn_at = state.global_step
-        if args.fsdp:
-            logger.warning_once("No panels are drawn under FSDP: one process alone cannot run the model.")
+        spread = None if self._trainer is None else spread_weights(self._trainer)
+        spread = "FSDP" if args.fsdp else spread
+        if spread is not None:
+            logger.warning_once(f"No panels are drawn under {spread}: one process alone cannot run the model.")
             return
         try:
             with _left_alone(model):
-                layer = getattr(args, "feature_layer", None)  # a plain Trainer's arguments have none
-                explanations = explain(model, [self._dataset[row] for row in self.rows], feature_layer=layer)
+                rows = [self._dataset[row] for row in self.rows]
+                explanations = explain(model, rows, **self._evaluation(args))
                 figure = draw_panel(explanations, [f"row {row}" for row in self.rows])
                 if not self._log(figure, state.global_step):
                     save_panel(figure, Path(str(args.output_dir)) / FOLDER / f"step_{state.global_step:06d}.png")
         except Exception as error:  # whatever it is, a picture is not worth a training
             logger.warning_once(f"A saliency panel could not be drawn, and training goes on: {error}")
 
+    def _evaluation(self, args: TrainingArguments) -> dict[str, Any]:
+        """What `explain` is to do as the trainer does; a plain `Trainer` and its arguments say nothing of it."""
+        options = {"feature_layer": getattr(args, "feature_layer", None)}
+        if isinstance(self._trainer, SaliencyTrainer):
+            # Without methods the block is empty: the configuration may hold that of an earlier training.
+            guidance = self._trainer.guidance_block() or {}
+            options |= {"transform": self._trainer.eval_transform, "guidance": guidance}
+        return options
+
     def _log(self, figure: "Figure", step: int) -> bool:
         """Hands the panel to the trackers; whether there was one."""
-        writers = [callback for callback in getattr(self._handler, "callbacks", []) if _is_open(callback)]
+        handler = getattr(self._trainer, "callback_handler", None)
+        writers = [callback for callback in getattr(handler, "callbacks", []) if _is_open(callback)]
         picture = _pixels(figure) if writers else None
         for callback in writers:
             if isinstance(callback, TensorBoardCallback):

@@ -232,12 +232,7 @@ class SaliencyTrainer(MeasuredTrainer):
         """Finds what the methods need of the model at hand for pictures of `(H, W)`."""
         former = self._plan.engines
         self._plan = make_plan(
-            self.model,
-            self.guidance,
-            size,
-            self.args.feature_layer,
-            engines=former,
-            **self._how_run,
+            self.model, self.guidance, size, self.args.feature_layer, engines=former, **self._how_run
         )
         self._plan_size = size
         if self.feature_layer is not None:
@@ -245,6 +240,11 @@ class SaliencyTrainer(MeasuredTrainer):
         for name, choice in self._plan.engines.items():
             if name not in former and self.is_world_process_zero():
                 logger.warning(f'guidance="{name}" takes gradient_engine="{choice.engine}": {choice.reason}')
+
+    def _expect(self, inputs: Mapping[str, Any]) -> None:
+        height, width = inputs["pixel_values"].shape[-2:] if self.is_guided else self._plan_size
+        if self._plan_size != (height, width):
+            self._make_plan((height, width))
 
     def _average(self, tensors: list[Tensor]) -> None:
         """Replaces tensors by their means over the processes."""
@@ -366,9 +366,7 @@ class SaliencyTrainer(MeasuredTrainer):
         saliency, counts = step_saliency(
             inputs, draws, args.empty_mask, random=args.random_saliency, invert=args.invert_saliency
         )
-        size = (saliency.shape[1], saliency.shape[2])
-        if self._plan_size != size:
-            self._make_plan(size)
+        self._expect(inputs)
         pictures = Pictures(inputs["pixel_values"], saliency, counts, draws.uniform(""))
         return GuidedForward(model, self._plan, pictures, draws, self.model, training)
 

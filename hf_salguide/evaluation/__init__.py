@@ -3,7 +3,7 @@
 from .defaults import ALIGNMENT, CLASSIFICATION, ClassificationOfPredictions
 from .record import EvaluationRecord
 from .selection import check_metric_name, check_metric_value, undefined_metrics
-from .trainer import MeasuredTrainer
+from .trainer import MeasuredTrainer, spread_weights
 
 __all__ = [
     "ALIGNMENT",
@@ -13,5 +13,6 @@ __all__ = [
     "MeasuredTrainer",
     "check_metric_name",
     "check_metric_value",
+    "spread_weights",
     "undefined_metrics",
 ]

@@ -32,6 +32,7 @@ ALIGNMENT = (
     "kl",
     "similarity",
 )
+DIVERGED = "the logits are not finite: the training has diverged"
 
 
 def has_exclusive_classes(config: PretrainedConfig) -> bool:
@@ -44,10 +45,16 @@ class ClassificationOfPredictions:
     [`~metrics.classification_metrics`] of softmax probabilities, as `Trainer` takes `compute_metrics`.
 
     It gives nothing where there is no one class a picture (regression, several labels a picture), and, with a warning,
-    where logits are not finite. With `batch_eval_metrics=True` it collects the batches until the last one.
+    where logits are not finite, which `reason` then says. With `batch_eval_metrics=True` it collects the batches until
+    the last one.
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the batches of an evaluation, such as one that was broken off, and why it gave nothing."""
+        self.reason: str | None = None
         self._batches: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -63,11 +70,12 @@ class ClassificationOfPredictions:
         if not compute_result:
             return {}
         labels, logits = (np.concatenate(parts) for parts in zip(*self._batches, strict=True))
-        self._batches = []
+        self.reset()
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or logits.ndim != 2 or logits.shape[1] < 2:
             return {}
         broken = int((~np.isfinite(logits).all(axis=1)).sum())
         if broken:
+            self.reason = DIVERGED
             logger.warning(
                 f"The logits of {broken} of {len(logits)} evaluation pictures are not finite (the training has "
                 "diverged): accuracy and the other classification metrics are left out."

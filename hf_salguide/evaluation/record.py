@@ -1,9 +1,9 @@
 """What one evaluation gathers over its batches: the components of the loss, and how well maps match the annotation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
-from weakref import ReferenceType, ref
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from ..backbones import FeatureCapture, FeatureLayer, class_maps, logits_of, res
 from ..guidance import batch_saliency
 from ..means import RunningMeans
 from ..metrics import alignment_metrics, alignment_summary
-from .defaults import ALIGNMENT
+from .defaults import ALIGNMENT, DIVERGED
 
 logger = logging.get_logger(__name__)
 
@@ -24,8 +24,8 @@ class EvaluationRecord:
     The components of the loss, and the alignment of the predicted class's map with the annotation, of one evaluation.
 
     The maps are made of the layer's output in the forward that is run anyway, and only for batches in which a picture
-    is annotated. A few numbers a picture are kept. Where maps cannot be made, for whatever reason, the alignment is
-    left out with one warning.
+    is annotated. A few numbers a picture are kept. Where maps cannot be made, for whatever reason, that evaluation
+    leaves the alignment out, with one warning a model.
 
     Args:
         gather (`Callable`): brings a tensor of one row a picture together over the processes, the rows that were added
@@ -46,7 +46,7 @@ class EvaluationRecord:
         self._feature_layer = feature_layer
         self._means = RunningMeans()
         self._model: nn.Module | None = None
-        self._refused_by: ReferenceType[nn.Module] | None = None
+        self._warned: WeakSet[nn.Module] = WeakSet()
         self._recording = False
         self._clear()
 
@@ -67,12 +67,11 @@ class EvaluationRecord:
             obstacle (`str`, *optional*): why maps cannot be made of it, where that is known.
         """
         self._clear()
-        self._model = model
-        if self._refused_by is None or self._refused_by() is not model:
-            self.reason, self._refused_by = None, None
-        if self.alignment and obstacle is not None and self.reason is None:
+        self._model, self.reason = model, None
+        if self.alignment and obstacle is not None:
             self._refuse(obstacle)
-        self._recording = self.alignment and self.reason is None
+        # The same in every process, for recording gathers.
+        self._recording = self.alignment and obstacle is None
 
     def run(self, step: Callable[[], Any], batch: Mapping[str, Any], draws_maps: bool = False) -> Any:
         """
@@ -129,20 +128,25 @@ class EvaluationRecord:
             `dict` of the means of the loss's components, and of what [`~metrics.alignment_summary`] gives where there
             is an annotated picture.
         """
-        found = self._means.pop(None)
-        tables, self._tables, self._recording = self._tables, [], False
-        if not tables:
-            return found
-        annotated, failed, *columns = torch.cat(tables).cpu().unbind(dim=1)
+        found, tables = self._means.pop(None), self._tables
+        if tables:
+            found |= self._summary(torch.cat(tables).cpu())
+        self._recording, self._model = False, None
+        self._clear()
+        return found
+
+    def _summary(self, table: Tensor) -> dict[str, float]:
+        """The alignment, by the rows of all processes."""
+        annotated, failed, *columns = table.unbind(dim=1)
         if failed.any():
             if self.reason is None:
                 self._refuse("another process could not make the maps")
-            return found
+            return {}
         rows = annotated > 0
         if not rows.any():
-            return found
+            return {}
         values = {name: column[rows] for name, column in zip(ALIGNMENT, columns, strict=True)}
-        return found | alignment_summary(values, torch.ones(int(rows.sum())))
+        return alignment_summary(values, torch.ones(int(rows.sum())))
 
     # ---- One batch ----
 
@@ -154,6 +158,8 @@ class EvaluationRecord:
         try:
             height, width = batch["pixel_values"].shape[-2:]
             if (height, width) not in self._layers:
+                if any(bool(held.isnan().any()) for held in (*model.parameters(), *model.buffers())):
+                    raise ValueError(DIVERGED)  # the search would say that there is no layer
                 self._layers[height, width] = resolve_feature_layer(model, (height, width), self._feature_layer)
             layer = self._layers[height, width]
             with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture, _first(model) as outputs:
@@ -161,14 +167,20 @@ class EvaluationRecord:
             logits = logits_of(outputs[0]).float()
             self._maps = _predicted_maps(logits, lambda weights: class_maps(capture, layer, model, logits, weights))
         except Exception as error:
+            reason = str(error)
             if output is None:
-                output = step()  # raises again what is no fault of the capture
-            self._refuse(str(error))
+                with _first(model) as outputs:
+                    output = step()  # raises again what is no fault of the capture
+                with suppress(Exception):
+                    reason = reason if bool(logits_of(outputs[0]).isfinite().all()) else DIVERGED
+            self._refuse(reason)
         return output
 
     def _refuse(self, reason: str) -> None:
-        model = self._model
-        self.reason, self._refused_by = reason, None if model is None else ref(model)
+        self.reason = reason
+        if self._model is None or self._model in self._warned:
+            return
+        self._warned.add(self._model)
         logger.warning(
             f"The evaluation leaves out the alignment of maps with the annotation: {reason.rstrip('.')}. "
             "eval_alignment=False switches it off."
@@ -207,7 +219,14 @@ def _has_annotation(batch: Mapping[str, Any]) -> bool:
 
 
 def _predicted_maps(logits: Tensor, map_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """The maps `(B, h, w)` of the predicted classes, detached."""
+    """
+    The maps `(B, h, w)` of the predicted classes, detached.
+
+    Raises:
+        ValueError: if logits are not finite.
+    """
+    if not logits.isfinite().all():
+        raise ValueError(DIVERGED)
     return map_of(F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)).detach()
 
 

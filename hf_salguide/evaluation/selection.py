@@ -4,16 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from .defaults import ALIGNMENT, CLASSIFICATION
+from .defaults import ALIGNMENT, DIVERGED
 
 SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-REASONS = {
-    **dict.fromkeys(CLASSIFICATION, "the evaluation set does not hold pictures of every class"),
-    **dict.fromkeys(
-        ALIGNMENT,
-        "it is defined for no annotated picture (empty masks, or maps that are constant or nowhere positive)",
-    ),
-}
+NOT_EVERY_CLASS = "the evaluation set does not hold pictures of every class"
+NO_PICTURE = "it is defined for no annotated picture (empty masks, or maps that are constant or nowhere positive)"
 
 
 def check_metric_name(selected: str, names: Sequence[str], sets: Sequence[str] = ()) -> None:
@@ -45,7 +40,7 @@ def check_metric_name(selected: str, names: Sequence[str], sets: Sequence[str] =
     )
 
 
-def check_metric_value(selected: str, metrics: Mapping[str, float], prefix: str, reason: str | None = None) -> None:
+def check_metric_value(selected: str, metrics: Mapping[str, float], prefix: str, reasons: Mapping[str, str]) -> None:
     """
     Refuses to go on where the metric that selects the best model has no value: no model would ever be the best.
 
@@ -53,27 +48,32 @@ def check_metric_value(selected: str, metrics: Mapping[str, float], prefix: str,
         selected (`str`): `metric_for_best_model`, with or without `eval_` in front.
         metrics (`dict`): what an evaluation reports, with `prefix` in front.
         prefix (`str`): `"eval"`, with the set's name where there are several.
-        reason (`str`, *optional*): why the alignment was left out, where it is known.
+        reasons (`dict`): why a metric of ours would have no value, by its name; others are not judged.
 
     Raises:
-        ValueError: for one of the default metrics that is NaN or left out; says why.
+        ValueError: for one of these that is not finite or left out; says why.
     """
     full = selected if selected.startswith("eval_") else f"eval_{selected}"
     name = full.removeprefix(f"{prefix}_")
-    if name not in REASONS or math.isfinite(metrics.get(full, math.nan)):
+    if name not in reasons or math.isfinite(metrics.get(full, math.nan)):
         return
-    raise ValueError(
-        f'metric_for_best_model="{selected}" is not defined on this evaluation set: '
-        f"{(reason if name in ALIGNMENT else None) or REASONS[name]}. Select by another metric, such as "
+    remedy = (
+        "Train with a smaller learning_rate, or start from weights that are finite"
+        if reasons[name] == DIVERGED
+        else "Select by another metric, such as "
         f'"{prefix.removeprefix("eval").removeprefix("_") + "_" if prefix != "eval" else ""}loss", or give another '
-        "evaluation set."
+        "evaluation set"
+    )
+    raise ValueError(
+        f'metric_for_best_model="{selected}" is not defined in this evaluation: {reasons[name].rstrip(".")}. {remedy}.'
     )
 
 
-def undefined_metrics(metrics: Mapping[str, float], prefix: str) -> list[str]:
-    """What is to be said of the default metrics that are NaN, one sentence a reason."""
-    names = [name for name in REASONS if math.isnan(metrics.get(f"{prefix}_{name}", 0.0))]
+def undefined_metrics(metrics: Mapping[str, float], prefix: str, reasons: Mapping[str, str]) -> list[str]:
+    """What is to be said of metrics of ours that are NaN, a sentence a reason; `reasons` as [`check_metric_value`]."""
+    names = [name for name in reasons if math.isnan(metrics.get(f"{prefix}_{name}", 0.0))]
     return [
-        f"{', '.join(f'{prefix}_{name}' for name in names if REASONS[name] == reason)} not defined: {reason}."
-        for reason in dict.fromkeys(REASONS[name] for name in names)
+        f"{', '.join(f'{prefix}_{name}' for name in names if reasons[name] == reason)} not defined: "
+        f"{reason.rstrip('.')}."
+        for reason in dict.fromkeys(reasons[name] for name in names)
     ]

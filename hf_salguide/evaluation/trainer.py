@@ -1,12 +1,12 @@
 """`Trainer`, with the classification of pictures and the alignment of maps in its evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, default_compute_objective
 from transformers.utils import logging
 
@@ -15,7 +15,14 @@ from ..inputs import check_evaluated, model_inputs, prepared
 from ..steps import run_options
 from .defaults import ALIGNMENT, CLASSIFICATION, ClassificationOfPredictions, has_exclusive_classes
 from .record import EvaluationRecord
-from .selection import SPEED, check_metric_name, check_metric_value, undefined_metrics
+from .selection import (
+    NO_PICTURE,
+    NOT_EVERY_CLASS,
+    SPEED,
+    check_metric_name,
+    check_metric_value,
+    undefined_metrics,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +47,7 @@ class MeasuredTrainer(Trainer):
             lambda rows: self.accelerator.gather_for_metrics(rows), self.args.feature_layer, self.args.eval_alignment
         )
         self._added: set[str] = set()  # the metrics that are not Trainer's own
+        self._is_own_set = False  # whether the evaluation is of eval_dataset, or of one of its sets
         self._batch_key = (-1, -1)  # optimizer step, micro-batch within it
 
     @property
@@ -53,13 +61,16 @@ class MeasuredTrainer(Trainer):
         return [id2label[index] for index in range(len(id2label))]
 
     def add_callback(self, callback: Any) -> None:
-        """As in `Trainer`; callbacks that log pictures are told of those that hold the writers."""
+        """As in `Trainer`; callbacks that draw pictures are told of the trainer."""
         super().add_callback(callback)
         for each in self.callback_handler.callbacks:
-            if hasattr(each, "use_writers_of"):
-                each.use_writers_of(self.callback_handler)
+            if hasattr(each, "attach"):
+                each.attach(self)
 
     # ---- What a guided trainer knows better ----
+
+    def _expect(self, inputs: Mapping[str, Any]) -> None:
+        """Finds what the loss of a batch needs of the model, before anything of it is captured."""
 
     @property
     def _loss_components(self) -> list[str]:
@@ -83,19 +94,31 @@ class MeasuredTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def _check_selected(self) -> None:
-        selected, config, kind = self.args.metric_for_best_model, self.model.config, type(self)
+        selected, kind = self.args.metric_for_best_model, type(self)
         own = kind.evaluate is Trainer.evaluate and kind.evaluation_loop is MeasuredTrainer.evaluation_loop
         if not (own and self._has_default_metrics) or selected is None or self.eval_dataset is None:
             return
         if self.args.eval_strategy == "no" or selected.endswith(SPEED):
             return
-        names = ["loss", *self._loss_components]
-        if has_exclusive_classes(config) and not self.args.prediction_loss_only:
-            names += [name for name in CLASSIFICATION if name != "equal_error_rate" or config.num_labels == 2]
+        names = ["loss", *self._loss_components, *self._classification]
         if self.args.eval_alignment:
             names += ALIGNMENT
         sets = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        check_metric_name(selected, names, sets)
+        try:
+            check_metric_name(selected, names, sets)
+        except ValueError as error:
+            adding = [callback for callback in self.callback_handler.callbacks if _may_add_metrics(callback)]
+            if not adding:
+                raise
+            logger.warning(f"{error} Training starts, for on_evaluate of {type(adding[0]).__name__} may add it.")
+
+    @property
+    def _classification(self) -> list[str]:
+        """The default classification metrics of an evaluation with labels."""
+        config = self.model.config
+        if not self._has_default_metrics or not has_exclusive_classes(config) or self.args.prediction_loss_only:
+            return []
+        return [name for name in CLASSIFICATION if name != "equal_error_rate" or config.num_labels == 2]
 
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
@@ -114,13 +137,16 @@ class MeasuredTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in `Trainer`; pictures are brought to the model's size."""
-        if eval_dataset is None or isinstance(eval_dataset, str):
+        named = eval_dataset is None or isinstance(eval_dataset, str)
+        self._is_own_set = named or eval_dataset is self.eval_dataset
+        if named:
             return super().get_eval_dataloader(eval_dataset)
         check_evaluated(eval_dataset, self.label_names_of_model)
         return super().get_eval_dataloader(prepared(eval_dataset, self.eval_transform))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in `Trainer`; pictures are brought to the model's size."""
+        self._is_own_set = False
         check_evaluated(test_dataset, self.label_names_of_model)
         return super().get_test_dataloader(prepared(test_dataset, self.eval_transform))
 
@@ -133,6 +159,8 @@ class MeasuredTrainer(Trainer):
     ) -> Any:
         """As in `Trainer`; loss components and alignment are kept for [`~MeasuredTrainer.evaluation_loop`]."""
         labelled, key = inputs.get("labels") is not None, self._batch_key
+        if labelled:
+            self._expect(inputs)
         given = inputs if labelled else self._unlabelled(inputs)
         predict = partial(super().prediction_step, model, given, prediction_loss_only, ignore_keys)
 
@@ -154,14 +182,14 @@ class MeasuredTrainer(Trainer):
         As in `Trainer`, with the mean of each component of the loss and the alignment among the metrics.
 
         Raises:
-            ValueError: in training, if the metric that selects the best model has no value and never had one.
+            ValueError: in training, if the metric that selects the best model is one of ours, has no value on the
+                trainer's own evaluation set, and never had one.
         """
         self._batch_key = (-1, -1)
         self._record.begin(self.model, self._obstacle())
-        if self._has_default_metrics:
-            self.compute_metrics = (
-                ClassificationOfPredictions()
-            )  # without batches of an evaluation that was broken off
+        if isinstance(self.compute_metrics, ClassificationOfPredictions):
+            self.compute_metrics.reset()
+        judged, self._is_own_set = self._is_own_set and self.is_in_train and self.state.global_step > 0, False
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
@@ -169,19 +197,43 @@ class MeasuredTrainer(Trainer):
         self._added |= own.keys() - output.metrics.keys()
         if self._has_default_metrics:
             self._added |= {f"{metric_key_prefix}_{name}" for name in CLASSIFICATION}
+        reasons = self._reasons(output.metrics, metric_key_prefix)
         output.metrics.update({name: value for name, value in own.items() if name not in output.metrics})
         selected = self.args.metric_for_best_model
-        if self.is_in_train and selected is not None and self.state.best_metric is None:
-            check_metric_value(selected, output.metrics, metric_key_prefix, self._record.reason)
+        if judged and selected is not None and self.state.best_metric is None:
+            check_metric_value(selected, output.metrics, metric_key_prefix, reasons)
         if self.is_world_process_zero():
-            for sentence in undefined_metrics(output.metrics, metric_key_prefix):
+            for sentence in undefined_metrics(output.metrics, metric_key_prefix, reasons):
                 logger.warning_once(sentence)
         return output
 
+    def _reasons(self, metrics: Mapping[str, float], prefix: str) -> dict[str, str]:
+        """Why each metric of ours would have no value, by its name; `metrics` are those before the alignment."""
+        reason = getattr(self.compute_metrics, "reason", None) or NOT_EVERY_CLASS
+        reasons = dict.fromkeys(self._classification, reason)
+        if self.args.eval_alignment:  # a name that the user's compute_metrics takes is the user's
+            names = [name for name in ALIGNMENT if f"{prefix}_{name}" not in metrics]
+            reasons |= dict.fromkeys(names, self._record.reason or NO_PICTURE)
+        return reasons
+
     def _obstacle(self) -> str | None:
         """Why no maps can be made of the model as it is run, where that is known before."""
-        if self.is_fsdp_enabled:
-            return "under FSDP the weights are not in one place"
+        spread = spread_weights(self)
+        if spread is not None:
+            return f"under {spread} the weights are not in one place"
         if run_options(self.accelerator, self.args, self.model)["compiled"] and not self._draws_maps:
             return "hooks on a compiled model do not fire"
         return None
+
+
+def spread_weights(trainer: Trainer) -> str | None:
+    """What spreads a trainer's weights over processes, by the arguments or `accelerate launch`; `None` for nothing."""
+    if trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled:
+        return "FSDP"
+    zero = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return "DeepSpeed ZeRO-3" if zero is not None and zero.zero_stage == 3 else None
+
+
+def _may_add_metrics(callback: TrainerCallback) -> bool:
+    """Whether a callback's `on_evaluate`, which is given the metrics, is the user's own."""
+    return callback.on_evaluate.__module__.split(".")[0] not in ("transformers", __name__.split(".")[0])

@@ -10,7 +10,13 @@ from PIL import Image
 from support import NAMES, Rows, build, make_batch, make_trainer
 from transformers import Trainer, TrainingArguments
 
-from hf_salguide import as_classifier
+from hf_salguide import (
+    SaliencyTrainer,
+    SaliencyTrainingArguments,
+    as_classifier,
+    callbacks,
+    resolve_feature_layer,
+)
 from hf_salguide.callbacks import SaliencyPanelCallback
 
 pytest.importorskip("matplotlib")
@@ -67,7 +73,7 @@ def test_the_rows_that_are_drawn(tmp_path, monkeypatch):
     assert SaliencyPanelCallback(rows(annotated=[False] * 6)).rows == [0, 1, 2, 3]
     drawn = []
 
-    def explain(model, given):
+    def explain(model, given, **options):
         drawn.append([float(row["pixel_values"].sum()) for row in given])
         return []
 
@@ -133,7 +139,7 @@ def test_a_plain_trainer_is_told_of_by_hand(tmp_path):
         args = TrainingArguments(str(output), report_to="tensorboard", use_cpu=True, disable_tqdm=True, max_steps=1)
         trainer = Trainer(build("resnet"), args, train_dataset=plain, eval_dataset=plain, callbacks=[panels])
         if attached:
-            panels.use_writers_of(trainer.callback_handler)
+            panels.attach(trainer)
         trainer.train()
         trainer.evaluate()
         assert files(output) == ([] if attached else ["step_000001.png"])
@@ -141,11 +147,11 @@ def test_a_plain_trainer_is_told_of_by_hand(tmp_path):
 
 def test_training_is_the_same_with_panels(tmp_path):
     weights, states = [], []
-    for callbacks in ([], [SaliencyPanelCallback(rows(), rows=[1, 2], every=1)]):
+    for panels in ([], [SaliencyPanelCallback(rows(), rows=[1, 2], every=1)]):
         random.seed(0)
         torch.manual_seed(0)
         model = build("vit_class_token", drop_rate=0.1)
-        make_trainer(model, tmp_path, guidance="none", train_dataset=rows(), callbacks=callbacks, max_steps=4).train()
+        make_trainer(model, tmp_path, guidance="none", train_dataset=rows(), callbacks=panels, max_steps=4).train()
         weights.append(model.state_dict())
         states.append((random.getstate(), torch.get_rng_state().tolist()))
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
@@ -170,16 +176,78 @@ def test_modes_statistics_and_hooks_are_left_alone(tmp_path):
 
 
 def test_other_processes_draw_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_salguide.callbacks.explain", lambda *args: pytest.fail("drawn"))
+    monkeypatch.setattr("hf_salguide.callbacks.explain", lambda *args, **options: pytest.fail("drawn"))
     trainer = make_trainer(build("resnet"), tmp_path)
     trainer.state.is_world_process_zero = False
     SaliencyPanelCallback(rows()).on_evaluate(trainer.args, trainer.state, trainer.control, model=trainer.model)
     assert not files(tmp_path)
 
 
+def test_pictures_are_those_of_the_trainers_evaluation(tmp_path, monkeypatch):
+    dataset = [
+        {"image": Image.fromarray(np.full((64, 96, 3), 60 + 40 * row, np.uint8)), "label": row, "saliency": saliency}
+        for row, saliency in enumerate([np.eye(64, 96, dtype=np.float32), np.ones((64, 96), np.float32)])
+    ]
+    seen = []
+
+    def eval_transform(picture, saliency):
+        return torch.full((3, 64, 96), 0.25), None if saliency is None else torch.ones(64, 96)
+
+    def explain(model, given, **options):
+        handle = model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["pixel_values"].clone()), with_kwargs=True
+        )
+        try:
+            return explained(model, given, **options)
+        finally:
+            handle.remove()
+
+    explained = callbacks.explain
+    monkeypatch.setattr(callbacks, "explain", explain)
+    panels = SaliencyPanelCallback(dataset)
+    trainer = SaliencyTrainer(
+        build("resnet"),
+        SaliencyTrainingArguments(str(tmp_path), guidance="none", report_to="none", use_cpu=True),
+        callbacks=[panels],
+        eval_transform=eval_transform,
+    )
+    resolve_feature_layer(trainer.model)
+    panels.on_evaluate(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    assert files(tmp_path) == ["step_000000.png"]
+    assert all((pixels == 0.25).all() for pixels in seen[-2:])
+
+
+def test_methods_that_change_the_pictures_change_those_of_the_panels(tmp_path, monkeypatch):
+    blocks = []
+    monkeypatch.setattr(callbacks, "explain", lambda model, rows, **options: blocks.append(options["guidance"]))
+    masked = make_trainer(build("resnet"), tmp_path, guidance="mask_everything")
+    plain = make_trainer(build("resnet"), tmp_path, guidance="none")
+    plain.model.config.saliency_guide = masked.guidance_block()  # weights that were trained otherwise
+    for trainer in (masked, plain):
+        trainer.add_callback(SaliencyPanelCallback(rows()))
+        trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, {})
+    assert blocks[0]["name"] == "mask_everything"
+    assert blocks[1] == {}
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_model_that_is_spread_over_processes_is_not_drawn(tmp_path, monkeypatch, caplog, attached):
+    trainer = make_trainer(build("resnet"), tmp_path, guidance="none")
+    panels = SaliencyPanelCallback(rows())
+    if attached:
+        trainer.is_fsdp_enabled = True  # as under `accelerate launch --use_fsdp`, of which the arguments know nothing
+        panels.attach(trainer)
+    else:
+        trainer.args.fsdp = ["full_shard"]
+    monkeypatch.setattr(callbacks, "explain", lambda *args, **options: pytest.fail("drawn"))
+    monkeypatch.setattr(callbacks.logger, "warning_once", callbacks.logger.warning)
+    panels.on_evaluate(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    assert "No panels are drawn under FSDP" in caplog.text
+
+
 @pytest.mark.parametrize("where", ["explain", "draw_panel", "save_panel"])
 def test_a_panel_that_fails_is_a_warning(tmp_path, monkeypatch, caplog, where):
-    def fail(*args):
+    def fail(*args, **options):
         raise RuntimeError(f"no {where} today")
 
     monkeypatch.setattr(f"hf_salguide.callbacks.{where}", fail)

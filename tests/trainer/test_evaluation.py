@@ -1,10 +1,12 @@
 """What an evaluation reports by default, and that it can select the best model."""
 
+import math
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +14,20 @@ import torch
 from evaluation_run import evaluate
 from sklearn.metrics import roc_auc_score
 from support import NAMES, Rows, build, make_batch, make_trainer
-from transformers import EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 
 from hf_salguide import SaliencyTrainingArguments, as_classifier, resolve_feature_layer, saliency_maps
-from hf_salguide.evaluation import ALIGNMENT, CLASSIFICATION, ClassificationOfPredictions
-from hf_salguide.metrics import alignment_metrics, classification_metrics
+from hf_salguide.backbones import class_maps
+from hf_salguide.evaluation import ALIGNMENT, CLASSIFICATION, ClassificationOfPredictions, spread_weights
+from hf_salguide.evaluation.defaults import DIVERGED
+from hf_salguide.metrics import (
+    alignment_metrics,
+    classification_metrics,
+    open_set_metrics,
+    presentation_attack_metrics,
+)
 
+RECORD = "hf_salguide.evaluation.record"
 SCRIPT = Path(__file__).with_name("evaluation_run.py")
 ANNOTATED = (True, True, False, True, False, True, True)
 
@@ -91,6 +101,15 @@ def test_the_names_are_those_of_the_metrics():
     assert tuple(values) == ALIGNMENT
     two = classification_metrics([0, 1, 1], [[0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
     assert set(CLASSIFICATION) == set(two)
+
+
+@pytest.mark.parametrize("guidance", ["actdiff", "actdiff_adversarial", "sage"])
+def test_methods_with_views_measure_pictures_of_another_size(tmp_path, guidance):
+    model, dataset = build("resnet"), rows(size=(96, 128))
+    trainer = make_trainer(model, tmp_path, guidance=guidance, eval_dataset=dataset, per_device_eval_batch_size=3)
+    metrics = trainer.evaluate()
+    for key, value in expected_alignment(model, dataset).items():
+        assert metrics[f"eval_{key}"] == pytest.approx(value, abs=2e-4), key
 
 
 def test_the_controls_are_measured_against_the_human_annotation(tmp_path):
@@ -274,6 +293,20 @@ def test_metrics_batch_by_batch(tmp_path):
         assert batches[f"eval_{name}"] == apart[f"eval_{name}"] == whole[f"eval_{name}"]
 
 
+def test_the_users_hold_on_the_metrics_stays_valid(tmp_path):
+    trainer = make_trainer(build("resnet"), tmp_path, guidance="none", eval_dataset=rows())
+    held = trainer.compute_metrics
+    held(EvalPrediction(predictions=np.eye(3), label_ids=np.arange(3)), compute_result=False)  # broken off
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(trainer.evaluate()["eval_accuracy"])
+    assert trainer.compute_metrics is held
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(torch.nan)
+    trainer.evaluate()
+    assert held.reason == DIVERGED
+    held.reset()
+    assert held.reason is None
+
+
 def test_heads_without_exclusive_classes(tmp_path):
     model = as_classifier("test_resnet", label_names=NAMES, image_size=(64, 96))
     model.config.problem_type = "multi_label_classification"
@@ -302,6 +335,73 @@ def test_logits_that_are_not_finite(tmp_path, caplog):
 
 
 # ---- Maps that cannot be made ----
+
+
+@pytest.mark.parametrize("guidance", ["none", "cyborg"])
+@pytest.mark.parametrize("resolved", [False, True])
+def test_a_model_that_has_diverged_is_not_searched_for_a_layer(tmp_path, monkeypatch, caplog, guidance, resolved):
+    model = build("vit_class_token")
+    trainer = make_trainer(model, tmp_path, guidance=guidance, eval_dataset=rows())
+    if resolved:
+        trainer.evaluate()
+    with torch.no_grad():
+        model.get_submodule("timm_model.head").weight.fill_(torch.nan)
+    monkeypatch.setattr(f"{RECORD}.resolve_feature_layer", lambda *args: pytest.fail("searched"))
+    assert "eval_iou" not in trainer.evaluate()
+    assert trainer._record.reason == DIVERGED
+    assert f"leaves out the alignment of maps with the annotation: {DIVERGED}. eval" in caplog.text
+
+
+def test_logits_that_are_not_finite_though_the_weights_are(tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("no single layer separates the picture from the logits.")
+
+    monkeypatch.setattr(f"{RECORD}.resolve_feature_layer", fail)
+    dataset = rows()
+    dataset.batch["pixel_values"][0, 0, 0, 0] = torch.nan
+    trainer = make_trainer(build("resnet"), tmp_path, guidance="none", eval_dataset=dataset)
+    trainer.evaluate()
+    assert trainer._record.reason == DIVERGED
+
+
+def test_a_refusal_holds_for_one_evaluation(tmp_path, monkeypatch, caplog):
+    model, dataset = build("resnet"), rows()
+    trainer = make_trainer(model, tmp_path, guidance="none", eval_dataset=dataset)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{RECORD}.class_maps", lambda *args: (_ for _ in ()).throw(RuntimeError("no memory")))
+            assert "eval_iou" not in trainer.evaluate()
+    assert caplog.text.count("no memory") == 1
+    assert trainer.evaluate()["eval_iou"] == pytest.approx(expected_alignment(model, dataset)["iou"], abs=1e-4)
+
+
+def test_the_model_is_let_go_after_an_evaluation(tmp_path):
+    trainer = make_trainer(build("resnet"), tmp_path, guidance="none", eval_dataset=rows())
+    trainer.evaluate()
+    assert not any(held is trainer.model for held in vars(trainer._record).values())
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "stage", "expected"),
+    [(False, None, None), (True, None, "FSDP"), (False, 2, None), (False, 3, "DeepSpeed ZeRO-3")],
+)
+def test_weights_that_are_spread_over_processes(fsdp, stage, expected):
+    """What the arguments do not say: `accelerate launch` sets it."""
+    plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+    trainer = SimpleNamespace(
+        is_fsdp_enabled=fsdp,
+        is_fsdp_xla_enabled=False,
+        is_deepspeed_enabled=stage is not None,
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
+    )
+    assert spread_weights(trainer) == expected
+
+
+def test_weights_that_are_spread_over_processes_give_no_maps(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hf_salguide.evaluation.trainer.spread_weights", lambda trainer: "DeepSpeed ZeRO-3")
+    trainer = make_trainer(build("resnet"), tmp_path, guidance="none", eval_dataset=rows())
+    assert "eval_iou" not in trainer.evaluate()
+    assert "under DeepSpeed ZeRO-3 the weights are not in one place" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["resolve_feature_layer", "class_maps", "alignment_metrics"])
@@ -360,6 +460,22 @@ def test_a_guided_loss_whose_maps_fail_in_the_record(tmp_path, monkeypatch, capl
 # ---- Selection ----
 
 
+class Diverge(TrainerCallback):
+    def on_step_end(self, args, state, control, model, **kwargs):
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.nan)
+
+
+class Exchange(TrainerCallback):
+    """Gives a trainer another evaluation set once it trains."""
+
+    def __init__(self, trainer, dataset):
+        self.trainer, self.dataset = trainer, dataset
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.eval_dataset = self.dataset
+
+
 def selecting(tmp_path, metric, dataset=None, **arguments):
     return make_trainer(
         arguments.pop("model", None) or build("resnet"),
@@ -398,6 +514,16 @@ def test_each_metric_can_select_the_best_model(tmp_path, metric, best):
         ("auroc", True),
         ("iou", True),
         ("sparkl", True),
+        *[
+            (name, not name.startswith(("apcer", "bpcer", "acer")))
+            for name in presentation_attack_metrics([0, 1], [[0.9, 0.1], [0.2, 0.8]], 0, rates=(1, 5, 10))
+        ],
+        *[(name, name != "open_set_fpr95") for name in open_set_metrics([0, 1], scores=[0.1, 0.9])],
+        *[
+            (name, not name.endswith("_error") and not name.endswith("error_rate"))
+            for name in classification_metrics([0, 1], [[0.9, 0.1], [0.2, 0.8]], groups=["a", "b"])
+        ],
+        *[(name, name != "kl") for name in alignment_metrics(torch.rand(1, 4, 4), torch.eye(8)[None])],
     ],
 )
 def test_the_direction_follows_the_metric(tmp_path, metric, greater):
@@ -454,6 +580,69 @@ def test_a_metric_without_a_value_stops_at_the_first_evaluation(tmp_path, metric
     assert trainer.state.global_step == 1
 
 
+def test_logits_that_are_not_finite_are_the_reason(tmp_path):
+    for metric in ("auroc", "iou"):
+        trainer = selecting(tmp_path, metric)
+        trainer.add_callback(Diverge())
+        with pytest.raises(ValueError, match=f"{DIVERGED}. Train with a smaller learning_rate[^.]*[.]$"):
+            trainer.train()
+
+
+def test_the_reason_ends_in_one_stop(tmp_path, monkeypatch):
+    def fail(*args):
+        raise ValueError("no single layer separates the picture from the logits.")
+
+    monkeypatch.setattr(f"{RECORD}.resolve_feature_layer", fail)
+    with pytest.raises(ValueError, match=r"from the logits\. Select"):
+        selecting(tmp_path, "iou", guidance="none").train()
+
+
+@pytest.mark.parametrize(
+    ("metric", "arguments"),
+    [
+        ("auroc", {"compute_metrics": lambda prediction: {"auroc": math.nan}}),
+        ("iou", {"compute_metrics": lambda prediction: {"iou": math.nan}}),
+        ("iou", {"compute_metrics": lambda prediction: {"iou": math.nan}, "eval_alignment": False}),
+    ],
+)
+def test_metrics_of_the_users_are_not_judged(tmp_path, caplog, metric, arguments):
+    trainer = selecting(tmp_path, metric, **arguments)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert f"eval_{metric} not defined" not in caplog.text
+
+
+def test_an_evaluation_before_training_or_of_another_set_is_not_judged(tmp_path):
+    one_class = [{**row, "labels": 0} for row in rows()]
+
+    class Evaluates(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):  # before any evaluation that selects
+            trainer.evaluate(one_class, metric_key_prefix="eval")
+            trainer.predict(one_class, metric_key_prefix="eval")
+            control.should_evaluate = True  # which an evaluation within resets
+
+    trainer = selecting(tmp_path, "auroc", eval_on_start=True)
+    trainer.add_callback(Evaluates())
+    trainer.add_callback(Exchange(trainer, trainer.eval_dataset))
+    trainer.eval_dataset = one_class
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert 0 <= trainer.state.best_metric <= 1
+
+
+def test_a_metric_that_a_callback_adds_is_not_refused(tmp_path, caplog):
+    class Adds(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_score"] = float(state.global_step)
+
+    trainer = selecting(tmp_path, "score", callbacks=[Adds(), EarlyStoppingCallback(9)])
+    trainer.train()
+    assert trainer.state.best_metric == 3.0
+    assert "Training starts, for on_evaluate of Adds may add it." in caplog.text
+    with pytest.raises(ValueError, match="not among the metrics"):
+        selecting(tmp_path, "score", callbacks=[EarlyStoppingCallback(9)]).train()
+
+
 def test_undefined_metrics_are_said_once(tmp_path, caplog):
     trainer = make_trainer(build("resnet"), tmp_path, eval_dataset=[{**row, "labels": 0} for row in rows()])
     metrics = trainer.evaluate(metric_key_prefix="undefined")
@@ -476,6 +665,29 @@ def test_maps_that_fail_in_another_process_are_left_out_in_all(tmp_path, caplog)
     trainer._record._gather = gather
     assert "eval_iou" not in trainer.evaluate()
     assert "another process could not make the maps" in caplog.text
+
+
+def test_every_process_gathers_whatever_one_has_refused(tmp_path, monkeypatch):
+    """The maps fail in rows that are added to fill the last batch, of which no table tells."""
+    trainer = make_trainer(
+        build("resnet"), tmp_path, guidance="none", eval_dataset=rows(), per_device_eval_batch_size=6
+    )
+    gathered, maps = [], class_maps
+
+    def gather(table):
+        gathered.append(len(table))
+        return table if len(table) == 6 else table[:0]
+
+    def fail_in_the_last(capture, layer, model, logits, weights):
+        if len(logits) == 1:
+            raise RuntimeError("no memory")
+        return maps(capture, layer, model, logits, weights)
+
+    trainer._record._gather = gather
+    monkeypatch.setattr(f"{RECORD}.class_maps", fail_in_the_last)
+    for _ in range(2):
+        assert "eval_iou" in trainer.evaluate()
+    assert gathered == [6, 1] * 2
 
 
 @pytest.mark.slow
