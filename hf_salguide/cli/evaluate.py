@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
 
 from ..metrics import auroc, bootstrap_interval, presentation_attack_metrics
 from .common import DataArguments, class_names, load_model, split_of, table, writable, write_json
@@ -25,6 +27,7 @@ COLUMNS = [
     "calibration_error",
     "acer",
     "apcer_at_bpcer_1",
+    "bpcer_at_bpcer_1",
     "energy_inside",
     "iou",
     "pointing_game",
@@ -41,11 +44,15 @@ class EvaluateArguments(DataArguments):
     model: str = field(default="", metadata={"help": "Folder or Hub id of a trained model."})
     splits: list[str] | None = field(default=None, metadata={"help": "Splits to evaluate on (default: all)."})
     intervals: bool = field(
-        default=False, metadata={"help": "95 % bootstrap intervals of the AUROC, by group where there is a column."}
+        default=False, metadata={"help": "Bootstrap intervals of the AUROC, 0.95, by group where there is a column."}
     )
     bona_fide: str | None = field(
         default=None,
         metadata={"help": "Class of genuine pictures: adds APCER, BPCER and ACER, thresholds from split validation."},
+    )
+    attack_type_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with the attack type, with bona_fide: APCER is that of the worst type."},
     )
     map_class: str = field(default="predicted", metadata={"help": "Whose map: predicted or true."})
     batch_size: int = field(default=32, metadata={"help": "Pictures a forward."})
@@ -58,27 +65,27 @@ def run(argv: Sequence[str]) -> int:
     (args,) = parse([EvaluateArguments], argv, "evaluate", run.__doc__ or "", "data")
     from ..studies.predictions import predict
 
-    if args.map_class not in ("predicted", "true"):
-        raise ValueError(f'map_class="{args.map_class}" is not known; choose "predicted" or "true".')
-    if args.json:
-        writable("json", args.json)
+    check(args)
     model = load_model(args.model)
     names = class_names(model)
     if args.bona_fide is not None and args.bona_fide not in names:
         raise ValueError(f'bona_fide="{args.bona_fide}" is not a class of the model; it has {", ".join(names)}.')
     dataset = args.load_for(model)
     splits = {name: split_of(dataset, "splits", name) for name in args.splits or dataset}
+    types = {name: _attack_types(split, args.attack_type_column) for name, split in splits.items()}
+    thresholds = {VALIDATION: dataset[VALIDATION]} if args.bona_fide is not None and VALIDATION in dataset else {}
     judged = {
         name: predict(model, split, args.map_class, args.batch_size, args.num_workers)
-        for name, split in splits.items()
+        for name, split in {**splits, **thresholds}.items()
     }
-    results = {name: predictions.metrics() for name, predictions in judged.items()}
-    for name, predictions in judged.items():
+    results = {name: judged[name].metrics() for name in splits}
+    for name in splits:
         if args.intervals:
-            results[name] |= _interval(predictions)
+            results[name] |= _interval(judged[name])
         if args.bona_fide is not None:
-            thresholds = None if name == VALIDATION else judged.get(VALIDATION)
-            results[name] |= _presentation_attack(predictions, names.index(args.bona_fide), thresholds)
+            reference = None if name == VALIDATION else judged.get(VALIDATION)
+            bona_fide = names.index(args.bona_fide)
+            results[name] |= _presentation_attack(judged[name], bona_fide, types[name], reference)
     columns = [key for key in COLUMNS if key == "split" or any(key in metrics for metrics in results.values())]
     print(table(columns, [[name, *(metrics.get(key) for key in columns[1:])] for name, metrics in results.items()]))
     print(
@@ -87,10 +94,43 @@ def run(argv: Sequence[str]) -> int:
     )
     if args.bona_fide is not None:
         where = "on validation" if VALIDATION in judged else "on the pictures themselves, which is optimistic"
-        print(f"acer: at the threshold 0.5; apcer_at_bpcer_1: at the threshold with a BPCER of 1 % {where}.")
+        column = args.attack_type_column
+        pooled = "pooled over attack types" if column is None else f"of the worst attack type, by column {column}"
+        print(
+            f"acer: at the threshold 0.5; apcer_at_bpcer_1, and bpcer_at_bpcer_1, the BPCER that is reached there: at "
+            f"the threshold with a BPCER of 1 % {where}. APCER is {pooled}."
+        )
     if args.json:
         print(f"Written to {write_json(args.json, results)}")
     return 0
+
+
+def check(args: EvaluateArguments) -> None:
+    """
+    Checks the options before a model is loaded.
+
+    Raises:
+        ValueError: for an option out of its range, or one that goes with another.
+    """
+    if args.map_class not in ("predicted", "true"):
+        raise ValueError(f'map_class="{args.map_class}" is not known; choose "predicted" or "true".')
+    if args.attack_type_column is not None and args.bona_fide is None:
+        raise ValueError(
+            f'attack_type_column="{args.attack_type_column}" goes with bona_fide; name the class of genuine pictures.'
+        )
+    if args.json:
+        writable("json", args.json)
+
+
+def _attack_types(split: Dataset, column: str | None) -> list[Any] | None:
+    """Each picture's attack type, without reading a picture."""
+    if column is None:
+        return None
+    if column not in split.column_names:
+        raise ValueError(
+            f'attack_type_column="{column}" is not a column of the data; it has {", ".join(split.column_names)}.'
+        )
+    return split.select_columns([column]).with_format(None)[column][:]
 
 
 def _interval(predictions: "Predictions") -> dict[str, float]:
@@ -101,11 +141,13 @@ def _interval(predictions: "Predictions") -> dict[str, float]:
 
 
 def _presentation_attack(
-    predictions: "Predictions", bona_fide: int, validation: "Predictions | None"
+    predictions: "Predictions", bona_fide: int, types: list[Any] | None, validation: "Predictions | None"
 ) -> dict[str, float]:
     if predictions.labels is None:
         return {}
     reference = None
     if validation is not None and validation.labels is not None:
         reference = (validation.labels, validation.probabilities)
-    return presentation_attack_metrics(predictions.labels, predictions.probabilities, bona_fide, validation=reference)
+    return presentation_attack_metrics(
+        predictions.labels, predictions.probabilities, bona_fide, types, validation=reference
+    )

@@ -41,6 +41,10 @@ class ExplainArguments(ChosenArguments):
             "help": "The other class, of more than two: max, softmax or mean (default: max; difference: softmax)."
         },
     )
+    feature_layer: list[str] | None = field(
+        default=None,
+        metadata={"help": "Module, or modules, where the maps are made (default: the one that was guided)."},
+    )
     share: float = field(
         default=0.5, metadata={"help": "difference: a region's cells exceed this share of the map's maximum."}
     )
@@ -60,8 +64,8 @@ def run(argv: Sequence[str]) -> int:
     from ..studies.explanation.panels import draw_panel, explain, save_panel
 
     rows, titles = chosen_rows(args, model)
-    options = {} if args.rival is None else {"rival": args.rival}
-    panel = draw_panel(explain(model, rows, **options), titles)
+    rival = args.rival or "max"
+    panel = draw_panel(explain(model, rows, rival, args.feature_layer), titles)
     print(f"Panel of {len(rows)} picture(s): {save_panel(panel, args.output)}")
     return 0
 
@@ -118,9 +122,10 @@ def run_difference(args: ExplainArguments, model: PreTrainedModel) -> int:
 
     folder, rival = output_folder(args), args.rival or "softmax"
     rows, titles = chosen_rows(args, model) if is_chosen(args) else (all_rows(args, model), None)
-    study = study_difference(model, rows, rival, args.share, args.batch_size, args.num_workers)
+    layer = args.feature_layer
+    study = study_difference(model, rows, rival, args.share, args.batch_size, args.num_workers, feature_layer=layer)
     if folder is None:
-        panel = draw_difference(explain(model, rows, rival), titles)
+        panel = draw_difference(explain(model, rows, rival, layer), titles)
         print_pictures(study)
         print_notes(summarise(study))
         print(f"Panel of {len(rows)} picture(s): {save_panel(panel, args.output)}")
@@ -147,7 +152,7 @@ def print_pictures(study: "DifferenceStudy") -> None:
 def print_study(study: "DifferenceStudy", summary: dict[str, Any]) -> None:
     """The means over the pictures, and the first of both lists."""
     words = {
-        "inside": "share of |difference| on the annotation",
+        "inside": "share of the absolute difference on the annotation",
         "positive_inside": "share of its positive part on the annotation",
         "entropy": f"entropy of its positive part, nats (at most {summary['largest_entropy']:.2f})",
         "iou_true": f"IoU with the annotation, map of the {summary['explained']}",

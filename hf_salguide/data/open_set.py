@@ -37,7 +37,8 @@ def leave_one_out_split(dataset: DatasetDict, column: str, value: Any) -> Datase
         value (`Any`): the one to leave out; a class by its name or id.
 
     Returns:
-        `DatasetDict`: the splits that were given and `"unseen"`. Pictures are not read.
+        `DatasetDict`: the splits that were given and `"unseen"`. Pictures are not read. A `validation` or `test`
+        that is left with fewer than two classes is warned of: AUROC is not defined on it.
 
     Raises:
         ValueError: for an unknown column or value (lists those that there are), a split that is missing or already
@@ -64,6 +65,7 @@ def leave_one_out_split(dataset: DatasetDict, column: str, value: Any) -> Datase
     result = DatasetDict(dataset)
     for name in parts:
         result[name] = dataset[name].select([row for row, out in enumerate(held[name]) if not out])
+        _warn_of_one_class(name, result[name], label_column, column, value)
     wanted = [row for row, (out, other) in enumerate(zip(held["test"], reference, strict=True)) if out or other]
     unseen = dataset["test"].select(wanted)
     if not any(held["test"]):
@@ -76,6 +78,23 @@ def leave_one_out_split(dataset: DatasetDict, column: str, value: Any) -> Datase
         )
     result[UNSEEN] = unseen
     return result
+
+
+def _warn_of_one_class(name: str, rows: Dataset, label_column: str, column: str, value: Any) -> None:
+    left = set(_values(rows, label_column)) - {None}
+    if len(left) < 2:
+        selects = ", and it cannot select a model" if name == "validation" else ""
+        logger.warning(
+            "Without %s=%r the split %s holds %d class%s: AUROC is not defined on it%s. Put rows of another class "
+            "into %s, such as another attack type's.",
+            column,
+            value,
+            name,
+            len(left),
+            "" if len(left) == 1 else "es",
+            selects,
+            name,
+        )
 
 
 def _no_longer_fitted(

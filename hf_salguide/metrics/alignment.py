@@ -11,7 +11,8 @@ not defined for a picture is NaN, and [`alignment_summary`] counts it. Four kind
 | map is constant | mean of the weight if positive, else NaN | NaN | NaN | as a flat map if positive, else NaN |
 | map is nowhere positive | NaN | defined: its order is | defined | NaN |
 
-A map with a cell that is not finite is NaN in all of them.
+A map with a cell that is not finite is NaN in all of them. Along a side on which a map is finer than the saliency it
+is averaged by area where it would be upsampled.
 """
 
 from collections.abc import Mapping
@@ -95,9 +96,9 @@ def alignment_metrics(maps: Tensor, saliency: Tensor) -> dict[str, Tensor]:
         saliency (`Tensor` of shape `(B, H, W)`): human saliency in [0, 1]; zeros where there is no annotation.
 
     Returns:
-        `dict` of `Tensor`s of shape `(B,)` on the maps' device: `energy_inside`, `iou`, `map_precision`,
-        `map_recall` (see [`matched_area`]), `pointing_game`, `relevance_mass`, `relevance_rank`, `spearman`, `kl` (in nats, lower is
-        better; higher is better for all others) and `similarity`. NaN where not defined, see each.
+        `dict` of `Tensor`s of shape `(B,)` on the maps' device: `energy_inside`, `iou`, `map_precision` and
+        `map_recall` (see [`matched_area`]), `pointing_game`, `relevance_mass`, `relevance_rank`, `spearman`, `kl` (in
+        nats, lower is better; higher is better for all others) and `similarity`. NaN where not defined, see each.
 
     Raises:
         ValueError: if the batch sizes differ or the saliency leaves [0, 1].

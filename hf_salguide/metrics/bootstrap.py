@@ -10,6 +10,7 @@ from .checks import check_finite, check_labels, encode_groups
 from .classification import auroc
 
 _AT_ONCE = 64  # resamples: what is gathered of them stays in the processor's cache
+_DRAWN_AT_ONCE = 1 << 20  # pictures: drawn in 64 bits, kept in 16
 
 
 class Interval(NamedTuple):
@@ -24,7 +25,7 @@ def resample_counts(
     groups: Iterable[Hashable] | None,
     resamples: int,
     generator: np.random.Generator,
-) -> NDArray[np.int64]:
+) -> NDArray[np.int16]:
     """
     How often each picture occurs in each bootstrap resample.
 
@@ -42,7 +43,7 @@ def resample_counts(
         generator (`np.random.Generator`): source of chance.
 
     Returns:
-        `array` of shape `(R, N)`: multiplicities, 0 or more.
+        `array` of shape `(R, N)`, int16: multiplicities, 0 or more.
 
     Raises:
         ValueError: for no pictures, fewer than one resample, groups of another length or not hashable.
@@ -54,12 +55,17 @@ def resample_counts(
         raise ValueError(f"resamples={resamples}; give at least 1 (1000 is usual).")
     units, count = _units(groups, len(labels))
     stratum = _strata(np.unique(labels, return_inverse=True)[1], units, count)
-    drawn = np.zeros((resamples, count), dtype=np.int64)
+    drawn = np.zeros((resamples, count), dtype=np.int16)
     for one in range(stratum.max() + 1):
         members = np.flatnonzero(stratum == one)
-        picked = generator.integers(0, len(members), (resamples, len(members)))
-        picked += np.arange(resamples)[:, None] * len(members)
-        drawn[:, members] = np.bincount(picked.ravel(), minlength=picked.size).reshape(picked.shape)
+        size = len(members)
+        step = max(1, _DRAWN_AT_ONCE // size)
+        for start in range(0, resamples, step):
+            rows = min(step, resamples - start)
+            picked = generator.integers(0, size, (rows, size))
+            picked += np.arange(rows)[:, None] * size
+            counts = np.bincount(picked.ravel(), minlength=picked.size).reshape(picked.shape)
+            drawn[start : start + rows, members] = counts
     return drawn if groups is None else drawn[:, units]
 
 

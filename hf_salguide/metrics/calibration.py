@@ -35,7 +35,11 @@ def calibration_bins(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15
         ValueError: for probabilities that are not finite or outside [0, 1], labels that are no class ids, and fewer
             than one bin.
     """
-    labels, probabilities = check_probabilities(labels, probabilities)
+    return bins_of_checked(*check_probabilities(labels, probabilities), bins)
+
+
+def bins_of_checked(labels: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int) -> CalibrationBins:
+    """As [`calibration_bins`], of what [`check_probabilities`] gives."""
     if bins < 1:
         raise ValueError(f"bins={bins}; give at least 1 (15 is usual).")
     confidence = probabilities.max(axis=1)
@@ -68,7 +72,12 @@ def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 1
     Raises:
         ValueError: as [`calibration_bins`].
     """
-    pictures, confidence, accuracy = calibration_bins(labels, probabilities, bins)
+    return error_of_checked(*check_probabilities(labels, probabilities), bins)
+
+
+def error_of_checked(labels: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = 15) -> float:
+    """As [`calibration_error`], of what [`check_probabilities`] gives."""
+    pictures, confidence, accuracy = bins_of_checked(labels, probabilities, bins)
     if not pictures.sum():
         return float("nan")
     return float(np.nansum(pictures * np.abs(accuracy - confidence)) / pictures.sum())

@@ -1,14 +1,18 @@
 """Classification metrics on class probabilities."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
-from .calibration import calibration_error
+from .calibration import error_of_checked
 from .checks import check_probabilities, encode_groups
+from .one_versus_rest import one_versus_rest
+
+_Ids = NDArray[np.int64]
+_Scores = NDArray[np.float64]
 
 
 class WorstGroup(NamedTuple):
@@ -33,8 +37,7 @@ def accuracy(labels: ArrayLike, probabilities: ArrayLike) -> float:
     Raises:
         ValueError: for probabilities that are not finite or outside [0, 1], and labels that are no class ids.
     """
-    labels, probabilities = check_probabilities(labels, probabilities)
-    return float(accuracy_score(labels, probabilities.argmax(axis=1))) if len(labels) else float("nan")
+    return _accuracy(*check_probabilities(labels, probabilities))
 
 
 def balanced_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -51,11 +54,7 @@ def balanced_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> float:
     Raises:
         ValueError: as [`accuracy`].
     """
-    labels, probabilities = check_probabilities(labels, probabilities)
-    if not len(labels):
-        return float("nan")
-    predicted = probabilities.argmax(axis=1)
-    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
+    return _balanced_accuracy(*check_probabilities(labels, probabilities))
 
 
 def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -73,7 +72,7 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     Raises:
         ValueError: as [`accuracy`].
     """
-    return _one_versus_rest(labels, probabilities, roc_auc_score)
+    return one_versus_rest(*check_probabilities(labels, probabilities))[0]
 
 
 def average_precision(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -93,7 +92,7 @@ def average_precision(labels: ArrayLike, probabilities: ArrayLike) -> float:
     Raises:
         ValueError: as [`accuracy`].
     """
-    return _one_versus_rest(labels, probabilities, average_precision_score)
+    return one_versus_rest(*check_probabilities(labels, probabilities))[1]
 
 
 def equal_error_rate(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -119,13 +118,7 @@ def equal_error_rate(labels: ArrayLike, probabilities: ArrayLike) -> float:
             f"probabilities has {probabilities.shape[1]} classes; the equal error rate is defined for two. Sum the "
             "columns of the classes that count as one, as 1 - probability of bona fide for attacks."
         )
-    if len(np.unique(labels)) < 2:
-        return float("nan")
-    false, true, _ = roc_curve(labels, probabilities[:, 1], drop_intermediate=False)
-    excess = 1 - true - false  # of misses over false alarms: falls from 1 to -1
-    place = int(np.argmax(excess <= 0))
-    share = excess[place - 1] / (excess[place - 1] - excess[place])
-    return float(false[place - 1] + share * (false[place] - false[place - 1]))
+    return _equal_error_rate(labels, probabilities)
 
 
 def group_accuracies(
@@ -143,12 +136,7 @@ def group_accuracies(
     Raises:
         ValueError: as [`accuracy`], and for groups of another length or not hashable.
     """
-    labels, probabilities = check_probabilities(labels, probabilities)
-    codes, names = encode_groups(groups, len(labels))
-    right = (probabilities.argmax(axis=1) == labels)[codes >= 0]
-    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
-    rates = np.bincount(codes[codes >= 0], weights=right, minlength=len(names)) / sizes
-    return {name: (float(rate), int(size)) for name, rate, size in zip(names, rates, sizes, strict=True)}
+    return _group_accuracies(*check_probabilities(labels, probabilities), groups)
 
 
 def worst_group(labels: ArrayLike, probabilities: ArrayLike, groups: Iterable[Hashable]) -> WorstGroup:
@@ -168,11 +156,7 @@ def worst_group(labels: ArrayLike, probabilities: ArrayLike, groups: Iterable[Ha
     Raises:
         ValueError: as [`group_accuracies`].
     """
-    found = group_accuracies(labels, probabilities, groups)
-    if not found:
-        return WorstGroup(None, float("nan"), 0)
-    name = min(found, key=lambda group: (found[group][0], -found[group][1]))
-    return WorstGroup(name, *found[name])
+    return _worst_group(*check_probabilities(labels, probabilities), groups)
 
 
 def worst_group_accuracy(labels: ArrayLike, probabilities: ArrayLike, groups: Iterable[Hashable]) -> float:
@@ -211,26 +195,56 @@ def classification_metrics(
         ValueError: as [`group_accuracies`].
     """
     labels, probabilities = check_probabilities(labels, probabilities)
+    area, precision = one_versus_rest(labels, probabilities)
     metrics = {
-        "accuracy": accuracy(labels, probabilities),
-        "balanced_accuracy": balanced_accuracy(labels, probabilities),
-        "auroc": auroc(labels, probabilities),
-        "average_precision": average_precision(labels, probabilities),
-        "calibration_error": calibration_error(labels, probabilities),
+        "accuracy": _accuracy(labels, probabilities),
+        "balanced_accuracy": _balanced_accuracy(labels, probabilities),
+        "auroc": area,
+        "average_precision": precision,
+        "calibration_error": error_of_checked(labels, probabilities),
     }
     if probabilities.shape[1] == 2:
-        metrics["equal_error_rate"] = equal_error_rate(labels, probabilities)
+        metrics["equal_error_rate"] = _equal_error_rate(labels, probabilities)
     if groups is not None:
-        metrics["worst_group_accuracy"] = worst_group_accuracy(labels, probabilities, groups)
+        metrics["worst_group_accuracy"] = _worst_group(labels, probabilities, groups).accuracy
     return metrics
 
 
-def _one_versus_rest(
-    labels: ArrayLike, probabilities: ArrayLike, score: Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
-) -> float:
-    labels, probabilities = check_probabilities(labels, probabilities)
-    classes = probabilities.shape[1]
-    if len(np.unique(labels)) < classes:
+def _accuracy(labels: _Ids, probabilities: _Scores) -> float:
+    return float((probabilities.argmax(axis=1) == labels).mean()) if len(labels) else float("nan")
+
+
+def _balanced_accuracy(labels: _Ids, probabilities: _Scores) -> float:
+    if not len(labels):
         return float("nan")
-    chosen = [1] if classes == 2 else range(classes)
-    return float(np.mean([score(labels == one, probabilities[:, one]) for one in chosen]))
+    sizes = np.bincount(labels)
+    right = np.bincount(labels, weights=probabilities.argmax(axis=1) == labels)
+    return float((right[sizes > 0] / sizes[sizes > 0]).mean())
+
+
+def _equal_error_rate(labels: _Ids, probabilities: _Scores) -> float:
+    if len(np.unique(labels)) < 2:
+        return float("nan")
+    false, true, _ = roc_curve(labels, probabilities[:, 1], drop_intermediate=False)
+    excess = 1 - true - false  # of misses over false alarms: falls from 1 to -1
+    place = int(np.argmax(excess <= 0))
+    share = excess[place - 1] / (excess[place - 1] - excess[place])
+    return float(false[place - 1] + share * (false[place] - false[place - 1]))
+
+
+def _group_accuracies(
+    labels: _Ids, probabilities: _Scores, groups: Iterable[Hashable]
+) -> dict[Hashable, tuple[float, int]]:
+    codes, names = encode_groups(groups, len(labels))
+    right = (probabilities.argmax(axis=1) == labels)[codes >= 0]
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    rates = np.bincount(codes[codes >= 0], weights=right, minlength=len(names)) / sizes
+    return {name: (float(rate), int(size)) for name, rate, size in zip(names, rates, sizes, strict=True)}
+
+
+def _worst_group(labels: _Ids, probabilities: _Scores, groups: Iterable[Hashable]) -> WorstGroup:
+    found = _group_accuracies(labels, probabilities, groups)
+    if not found:
+        return WorstGroup(None, float("nan"), 0)
+    name = min(found, key=lambda group: (found[group][0], -found[group][1]))
+    return WorstGroup(name, *found[name])

@@ -4,9 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_ROUNDING = 1e-3  # of saliency that was resized or averaged in floating point
+
 
 def checked(maps: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps in single precision at least, and saliency of their type and on their device, after a look at both."""
+    """
+    Maps in single precision at least, and saliency of their type and on their device, after a look at both.
+
+    Saliency that leaves [0, 1] by rounding, up to 0.001, is clamped.
+    """
     if maps.ndim != 3 or saliency.ndim != 3 or len(maps) != len(saliency):
         raise ValueError(
             f"maps has the shape {tuple(maps.shape)} and saliency {tuple(saliency.shape)}; "
@@ -16,11 +22,11 @@ def checked(maps: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
     saliency = saliency.to(maps)
     if saliency.numel():
         low, high = (float(bound) for bound in saliency.aminmax())
-        if not (low >= 0 and high <= 1):
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
                 f"saliency holds values from {low:g} to {high:g}; it has to lie in [0, 1] (bytes: / 255)."
             )
-    return maps, saliency
+    return maps, saliency.clamp(0, 1)
 
 
 def finite(maps: Tensor) -> Tensor:
@@ -38,6 +44,12 @@ def salient_mask(saliency: Tensor) -> Tensor:
 
 
 def upsampled(maps: Tensor, saliency: Tensor) -> Tensor:
-    """Maps at the saliency's size, `(B, H * W)`."""
-    size = saliency.shape[-2:]
-    return F.interpolate(maps.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1).flatten(1)
+    """
+    Maps at the saliency's size, `(B, H * W)`: interpolated bilinearly, or, along a side that is longer than the
+    saliency's, averaged by area.
+    """
+    (height, width), size = maps.shape[-2:], saliency.shape[-2:]
+    planes = maps.unsqueeze(1)
+    if height > size[0] or width > size[1]:  # interpolation reads two cells a pixel and skips those between
+        planes = F.adaptive_avg_pool2d(planes, (min(height, size[0]), min(width, size[1])))
+    return F.interpolate(planes, size, mode="bilinear", align_corners=False).squeeze(1).flatten(1)

@@ -18,7 +18,7 @@ from ..data import SaliencyCollator, make_transforms, prepare_dataset
 from ..data.prepare import PreparedDataset, row_name
 from ..guidance import Guidance, Pictures, get_guidance, list_guidance
 from ..hub import KEY
-from ..maps import rival_weights
+from ..maps import contrast_weights
 from ..metrics import alignment_metrics, alignment_summary, classification_metrics
 from ..steps import Draws, step_saliency
 
@@ -129,7 +129,7 @@ def predict(
         [`Predictions`]
 
     Raises:
-        ValueError: if `map_class="true"` and the data set has no labels.
+        ValueError: for `map_class="true"` if the data set has no labels, or one outside the model's classes.
     """
     layer = layer_of_maps(model, feature_layer)
     trained = saved_block(model) if guidance is None else guidance
@@ -149,11 +149,12 @@ def predict(
             with torch.no_grad():
                 with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture:
                     logits = model(pixel_values=shown_pictures(transforms, trained, batch, first)).logits.float()
-                first += len(logits)
                 labels = batch.get("labels")
                 if map_class == "true" and labels is None:
                     raise ValueError('map_class="true" needs a data set with labels; use map_class="predicted".')
                 classes = logits.argmax(dim=1) if map_class == "predicted" or labels is None else labels
+                check_classes(classes, logits.shape[1], first)
+                first += len(logits)
                 weights = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
                 maps = class_maps(capture, layer, model, logits, weights).detach()
                 batches["probabilities"].append(logits.detach().softmax(dim=1).cpu())
@@ -166,7 +167,7 @@ def predict(
                 saliency = batch["saliency"].float() / 255 * batch["has_saliency"][:, None, None]
                 aligned = alignment_metrics(maps, saliency)
                 if difference:
-                    weights = weights - rival_weights(logits, classes)
+                    weights = contrast_weights(logits, classes)
                     maps = class_maps(capture, layer, model, logits, weights).detach()
                     found = alignment_metrics(maps, saliency)
                     aligned |= {f"difference_{name}": values for name, values in found.items()}
@@ -185,6 +186,22 @@ def predict(
         agreement=joined["agreement"],
         file_names=file_names_of(dataset, len(joined["maps"])),
     )
+
+
+def check_classes(labels: Tensor, classes: int, first: int) -> None:
+    """
+    Checks the labels of rows, the first of which is `first` of its data set.
+
+    Raises:
+        ValueError: if one is outside the model's classes; names the first row.
+    """
+    outside = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(outside):
+        place = int(outside[0])
+        raise ValueError(
+            f"row {first + place}: label {int(labels[place])} is outside the model's {classes} classes, 0 to "
+            f"{classes - 1}; take a model of these classes, or rows without a label."
+        )
 
 
 def evaluation_transforms(trained: Mapping[str, Any]) -> list[Guidance]:
@@ -247,4 +264,6 @@ def _groups(dataset: Any) -> np.ndarray | None:
         dataset = dataset.dataset
     if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
         return None
-    return np.array([str(group) for group in dataset.select_columns(["group"]).with_format(None)["group"][:]])
+    groups = dataset.select_columns(["group"]).with_format(None)["group"][:]
+    # A picture without a group is a group of its own.
+    return np.array([f"row {row} alone" if group is None else f"group {group}" for row, group in enumerate(groups)])

@@ -1,7 +1,9 @@
 """Every command, as a user runs it, on a small folder of pictures and masks."""
 
 import csv
+import dataclasses
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ from PIL import Image
 
 from hf_salguide.cli import COMMANDS, main
 from hf_salguide.cli.parsing import parse_model
+from hf_salguide.studies import predictions
+
+from .helpers import copy_of, table_of
 
 
 def test_train_saves_a_model_and_its_figures(model):
@@ -48,6 +53,85 @@ def test_evaluate_with_intervals_and_presentation_attack_errors(model, folder, t
         assert 0 <= metrics["apcer_at_bpcer_1"] <= 1
     assert main(["evaluate", str(folder), "--model", str(model), "--bona_fide", "real"]) == 2
     assert 'bona_fide="real" is not a class of the model; it has zero, one.' in capsys.readouterr().err
+
+
+def score_of(file):
+    """A made-up probability of class one; a picture's number, so that all methods of a test know it."""
+    return zlib.crc32(file.encode()) % 1000 / 1000
+
+
+@pytest.fixture
+def made_up_scores(monkeypatch):
+    """Probabilities that overlap, in place of the little model's."""
+    original = predictions.predict
+
+    def predict(*args):
+        found = original(*args)
+        scores = np.array([score_of(file) for file in found.file_names])
+        return dataclasses.replace(found, probabilities=np.stack([1 - scores, scores], axis=1))
+
+    monkeypatch.setattr(predictions, "predict", predict)
+
+
+@pytest.mark.usefixtures("made_up_scores")
+def test_the_worst_attack_type_counts_and_thresholds_are_of_validation(folder, model, tmp_path, capsys):
+    """Genuine are zeros; those of validation score up to 0.6, and half of the attacks are hard to find."""
+
+    def typed(rows):
+        for row in rows:
+            score, genuine = score_of(row["file_name"]), row["label_name"] == "zero"
+            kind = "mask" if score < 0.8 else "print"
+            yield {**row, "split": "val" if genuine and score < 0.6 else "test", "kind": "" if genuine else kind}
+
+    other = copy_of(folder, tmp_path / "typed", lambda rows: list(typed(rows)))
+    rows, output = table_of(other), tmp_path / "figures.json"
+    threshold = max(score_of(row["file_name"]) for row in rows if row["split"] == "val") + 1e-6
+    missed = {
+        (kind, at): np.mean([score_of(row["file_name"]) < at for row in rows if row["kind"] in kind])
+        for kind in (("mask",), ("print",), ("mask", "print"))
+        for at in (0.5, threshold)
+    }
+    assert missed[("print",), threshold] < missed[("mask", "print"), threshold] < missed[("mask",), threshold] < 1
+
+    options = ["--model", str(model), "--splits", "test", "--bona_fide", "zero", "--json", str(output)]
+    assert main(["evaluate", str(other), *options, "--attack_type_column", "kind"]) == 0
+    printed = capsys.readouterr().out
+    assert "APCER is of the worst attack type, by column kind." in printed
+    assert "BPCER of 1 % on validation" in printed
+    assert "bpcer_at_bpcer_1" in printed.splitlines()[0]
+    assert not any(line.startswith("| validation") for line in printed.splitlines())
+    figures = json.loads(output.read_text())
+    assert list(figures) == ["test"]
+    assert figures["test"]["apcer"] == pytest.approx(missed[("mask",), 0.5])
+    assert figures["test"]["apcer_all"] == pytest.approx(missed[("mask", "print"), 0.5])
+    assert figures["test"]["apcer_at_bpcer_1"] == pytest.approx(missed[("mask",), threshold])
+    assert figures["test"]["bpcer_at_bpcer_1"] == 1  # what is genuine and scores less is in validation
+
+    assert main(["evaluate", str(other), *options]) == 0
+    assert "APCER is pooled over attack types." in capsys.readouterr().out
+    pooled = json.loads(output.read_text())["test"]["apcer_at_bpcer_1"]
+    assert pooled == pytest.approx(missed[("mask", "print"), threshold])
+
+
+@pytest.mark.usefixtures("made_up_scores")
+@pytest.mark.parametrize("groups", ["none", "pairs"])
+def test_intervals_by_group_where_groups_are_missing(groups, folder, model, tmp_path):
+    """Pictures without a group are drawn one by one, and not as one group, whose interval has no width."""
+
+    def grouped(rows):
+        pairs = [f"pair{index // 2}" if groups == "pairs" and index % 8 < 4 else "" for index in range(len(rows))]
+        return [{**row, "patient": pair, "split": "test"} for row, pair in zip(rows, pairs, strict=True)]
+
+    other = copy_of(folder, tmp_path / "grouped", grouped)
+    found = {}
+    for name, options in (("pictures", []), ("groups", ["--group_column", "patient"])):
+        output = tmp_path / f"{name}.json"
+        arguments = ["--model", str(model), "--splits", "test", "--intervals", "true", "--json", str(output)]
+        assert main(["evaluate", str(other), *arguments, *options]) == 0
+        figures = json.loads(output.read_text())["test"]
+        found[name] = figures["auroc_low"], figures["auroc_high"]
+        assert figures["auroc_high"] - figures["auroc_low"] > 0.1
+    assert (found["groups"] == found["pictures"]) == (groups == "none")
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -155,6 +239,14 @@ def test_the_overview(capsys):
             'splits="tests" is not a split',
         ),
         (["evaluate", "--data", "{folder}", "--model", "{model}", "--map_class", "all"], 'map_class="all"'),
+        (
+            ["evaluate", "--data", "{folder}", "--model", "nowhere", "--attack_type_column", "kind"],
+            'attack_type_column="kind" goes with bona_fide',
+        ),
+        (
+            ["evaluate", "{folder}", "--model", "{model}", "--bona_fide", "zero", "--attack_type_column", "kind"],
+            'attack_type_column="kind" is not a column of the data; it has image',
+        ),
         (["explain", "--data", "{folder}", "--model", "{model}", "--rows", "999"], r"rows=[999] not in split 'test'"),
         (["explain", "--data", "{folder}", "--model", "{model}", "--files", "x.png"], "files: x.png not in"),
         (["explain", "--model", "{model}"], "data: give a data set"),

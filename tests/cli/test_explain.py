@@ -6,6 +6,7 @@ import json
 import pytest
 
 from hf_salguide.cli import main
+from hf_salguide.studies.explanation import difference_files, panels
 
 from .helpers import copy_of, table_of
 
@@ -33,7 +34,9 @@ def test_a_whole_split_is_written_to_a_folder(folder, model, tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["pictures"] == summary["annotated"] == len(expected)
     assert set(TABLES) | {"regions.png", "class_means.png"} <= {path.name for path in out.iterdir()}
-    assert "share of |difference| on the annotation" in printed
+    line = next(line for line in printed.splitlines() if "difference on the annotation" in line)
+    assert line.startswith("| share of the absolute difference on the annotation ")
+    assert line.count("|") == 4  # a table of three columns
     assert f"Written to {out}" in printed
     assert "nan" not in printed.lower()
 
@@ -79,6 +82,31 @@ def test_a_folder_without_labels_is_explained(kind, folder, model, tmp_path):
     assert {row["label"] for row in rows} == {row["inside"] for row in rows} == {""}
     assert rows_of(out / "flattering.csv") == []
     assert main(["explain", str(data), "--model", str(model), "--output", str(tmp_path / "panel.png")]) == 0
+
+
+@pytest.mark.parametrize("tool", ["maps", "difference"])
+def test_the_layer_of_the_maps_is_chosen(tool, folder, model, tmp_path, capsys, monkeypatch):
+    layers, original = [], panels.explain
+
+    def explain(model, rows, rival, feature_layer):
+        layers.append(feature_layer)
+        return original(model, rows, rival, feature_layer)
+
+    monkeypatch.setattr(panels, "explain", explain)
+    monkeypatch.setattr(difference_files, "explain", explain)
+    chosen = ["--data", str(folder), "--feature_layer", "timm_model.layer2", "--tool", tool]
+    arguments = [*chosen, "--rows", "0", "--output", str(tmp_path / "panel.png")]
+    assert main(["explain", "--model", str(model), *arguments]) == 0
+    assert list(layers.pop()) == ["timm_model.layer2"]
+    assert main(["explain", "--model", str(model), *chosen[:3], "timm_model.layer22", "--tool", tool]) == 2
+    assert "timm_model.layer22" in capsys.readouterr().err
+    if tool == "difference":
+        out = tmp_path / "out"
+        assert main(["explain", "--model", str(model), *chosen, "--output_dir", str(out), "--panels", "1"]) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["feature_layers"] == ["timm_model.layer2"]
+        assert summary["map_size"] == [4, 4]
+        assert {tuple(layer) for layer in layers} == {("timm_model.layer2",)}
 
 
 def test_the_maps_tool_takes_a_rival(folder, model, tmp_path):

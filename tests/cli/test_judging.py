@@ -104,8 +104,8 @@ def test_outputs_are_checked_before_any_compute(arguments, message, folder, mode
         filled += ["--data", str(folder)]
     if arguments[0] not in ("bench", "check"):
         filled += ["--model", str(model)]
-    for name in ("hf_salguide.studies.predictions.predict", "hf_salguide.studies.panels.explain"):
-        monkeypatch.setattr(name, _never)
+    for name in ("predictions.predict", "explanation.panels.explain", "explanation.difference.study_difference"):
+        monkeypatch.setattr(f"hf_salguide.studies.{name}", _never)
     monkeypatch.setattr("hf_salguide.studies.bench.bench", _never)
     monkeypatch.setattr("hf_salguide.cli.check.check_folder", _never)
     assert main(filled) == 2
@@ -155,8 +155,8 @@ def test_explain_draws_the_rows_that_are_named(folder, model, tmp_path, monkeypa
     drawn = []
     original = panels.explain
 
-    def explain(model, rows):
-        drawn.append(original(model, rows))
+    def explain(model, rows, *options):
+        drawn.append(original(model, rows, *options))
         return drawn[-1]
 
     monkeypatch.setattr(panels, "explain", explain)

@@ -115,6 +115,22 @@ def test_a_subject_that_is_trained_on_is_not_tested_on(caplog):
         leave_one_out_split(crossing, "attack_type", "lens")
 
 
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_split_that_is_left_with_one_class_is_warned_of(name, caplog):
+    rows = {"validation": TRAIN[:2], "test": [("live", None), ("spoof", "lens")]}[name]
+    leave_one_out_split(attacks(**{name: rows}), "attack_type", "print")
+    assert not caplog.records
+    leave_one_out_split(attacks(**{name: rows}), "attack_type", "lens")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"Without attack_type='lens' the split {name} holds 1 class: AUROC is not defined on it" in caplog.text
+    assert f"Put rows of another class into {name}" in caplog.text
+    assert ("cannot select a model" in caplog.text) == (name == "validation")
+    caplog.clear()
+    leave_one_out_split(attacks(), "attack_type", "lens")
+    assert not caplog.records
+
+
 def test_a_loaded_folder(folder):
     for index, row in enumerate(folder.rows):
         row["split"] = ("train", "test")[index // 4]

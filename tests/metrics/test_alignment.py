@@ -224,6 +224,39 @@ def test_scale_offset_and_reflection():
             assert torch.allclose(metrics[key], others[key], atol=1e-4), (change, key)
 
 
+def test_a_map_that_is_finer_than_the_saliency_is_averaged():
+    maps = torch.zeros(2, 64, 64)
+    maps[0, :32:4, ::4], maps[0, 32:36, 0] = 1.0, 8.0  # 128 of 160, and none of it where interpolation would look
+    maps[1] = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) - 0.3
+    saliency = torch.zeros(2, 16, 16)
+    saliency[:, :8] = 1.0
+    metrics = alignment_metrics(maps, saliency)
+    assert metrics["energy_inside"][0].item() == pytest.approx(128 / 160)
+    coarse = maps.relu().reshape(2, 16, 4, 16, 4).mean((2, 4))
+    torch.testing.assert_close(metrics["energy_inside"], energy_inside(coarse, saliency))
+    signed = maps.reshape(2, 16, 4, 16, 4).mean((2, 4))
+    torch.testing.assert_close(metrics["iou"], matched_area(signed, saliency).iou)
+    assert metrics["pointing_game"][0].item() == 0
+    narrow = maps[:, :, ::8].repeat_interleave(2, 1)  # finer along one side alone, 128 x 8
+    expected = energy_inside(narrow.relu().reshape(2, 16, 8, 8).mean(2), saliency)
+    torch.testing.assert_close(energy_inside(narrow, saliency), expected)
+
+
+def test_saliency_is_clamped_where_it_leaves_its_range_by_rounding():
+    maps, saliency = random_case()
+    saliency[:, :6, :6] = 1.0
+    there = alignment_metrics(maps, saliency)
+    rounded = torch.where(saliency == 1, 1 + 2.4e-7, saliency - 1e-8)
+    assert rounded.max() > 1
+    for key, value in alignment_metrics(maps, rounded).items():
+        torch.testing.assert_close(value, there[key], atol=1e-5, rtol=0, equal_nan=True)
+    wide = torch.where(saliency == 1, 1.0009, torch.where(saliency == 0, -0.0009, saliency))
+    torch.testing.assert_close(energy_inside(maps, wide), there["energy_inside"])
+    for value in (1.002, -0.002):
+        with pytest.raises(ValueError, match=r"it has to lie in \[0, 1\]"):
+            energy_inside(maps, torch.full_like(saliency, value))
+
+
 def test_types_and_batches_of_nothing():
     maps, saliency = random_case(grid=(6, 6), size=(12, 12))
     assert alignment_metrics(maps.double(), saliency)["kl"].dtype == torch.float64

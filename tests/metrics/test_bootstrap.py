@@ -1,6 +1,7 @@
 """The bootstrap against scikit-learn with weights, loops, and simulated coverage."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hf_salguide.metrics import (
     auroc,
     auroc_of_resamples,
     balanced_accuracy,
+    bootstrap,
     bootstrap_interval,
     resample_counts,
 )
@@ -156,6 +158,34 @@ def test_the_names_of_groups_do_not_matter_and_the_seed_does():
     )
     assert (one == same).all()
     assert (one != other).any()
+
+
+@pytest.mark.parametrize("block", [1, 50, 1 << 20])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_is_drawn_does_not_depend_on_the_blocks(grouped, block, monkeypatch):
+    labels = np.array([0] * 30 + [1] * 10 + [2] * 5)
+    groups = np.concatenate([np.arange(30) // 3, 10 + np.arange(15) // 3]) if grouped else None
+    generator, expected = np.random.default_rng(5), np.zeros((17, 45), dtype=np.int64)
+    for label in (2, 1, 0):
+        rows = np.flatnonzero(labels == label)
+        units = rows.reshape(-1, 3 if grouped else 1)
+        for row, drawn in enumerate(generator.integers(0, len(units), (17, len(units)))):
+            for unit in drawn:
+                expected[row, units[unit]] += 1
+    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", block)
+    counts = resample_counts(labels, groups, 17, np.random.default_rng(5))
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_resamples_of_many_pictures_fit_into_memory():
+    tracemalloc.start()
+    try:
+        counts = resample_counts(np.arange(20_000) % 2, None, 200, np.random.default_rng(0))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (counts.sum(axis=1, dtype=np.int64) == 20_000).all()
+    assert most < 8 * counts.size  # in 64 bits, drawn all at once, 24
 
 
 def test_what_cannot_be_resampled():

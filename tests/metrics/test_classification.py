@@ -1,6 +1,7 @@
 """Classification metrics against scikit-learn, hand-computed cases and their definitions."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hf_salguide.metrics import (
     auroc,
     average_precision,
     balanced_accuracy,
+    calibration,
     calibration_bins,
     calibration_error,
+    classification,
     classification_metrics,
     equal_error_rate,
     group_accuracies,
@@ -52,9 +55,9 @@ def test_two_classes_against_scikit_learn(seed):
     assert metrics["accuracy"] == pytest.approx((probabilities.argmax(1) == labels).mean())
 
 
-@pytest.mark.parametrize("classes", [3, 5])
-def test_more_classes_are_the_mean_of_one_versus_rest(classes):
-    labels, probabilities = sample(120, classes)
+@pytest.mark.parametrize(("classes", "decimals"), [(3, 2), (5, 2), (5, 0), (40, 1), (40, 12)])
+def test_more_classes_are_the_mean_of_one_versus_rest(classes, decimals):
+    labels, probabilities = sample(120, classes, decimals=decimals)
     metrics = classification_metrics(labels, probabilities)
     assert set(metrics) == ALWAYS
     one_hot = np.eye(classes)[labels]
@@ -62,6 +65,39 @@ def test_more_classes_are_the_mean_of_one_versus_rest(classes):
     assert metrics["average_precision"] == pytest.approx(
         average_precision_score(one_hot, probabilities, average="macro")
     )
+
+
+@pytest.mark.parametrize("scores", [[0.2, 0.2, 0.2, 0.2], [0.1, 0.1, 0.7, 0.7], [0.3, 0.3 + 1e-16, 0.3, 0.3 - 1e-16]])
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
+def test_ties_are_exact(labels, scores):
+    probabilities = two(scores)
+    assert auroc(labels, probabilities) == pytest.approx(roc_auc_score(labels, probabilities[:, 1]), abs=1e-15)
+    expected = average_precision_score(labels, probabilities[:, 1])
+    assert average_precision(labels, probabilities) == pytest.approx(expected, abs=1e-15)
+
+
+def test_a_thousand_classes_do_not_take_seconds():
+    generator = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(1000), generator.integers(0, 1000, 1000)])
+    probabilities = generator.dirichlet(np.ones(1000), 2000)
+    start = time.process_time()
+    metrics = classification_metrics(labels, probabilities)
+    assert time.process_time() - start < 1.0  # one by one with scikit-learn: 4 s
+    chosen = generator.integers(0, 1000, 20)
+    columns = [roc_auc_score(labels == one, probabilities[:, one]) for one in chosen]
+    ours = [auroc(labels == one, two(probabilities[:, one])) for one in chosen]
+    assert ours == pytest.approx(columns, abs=1e-12)
+    assert metrics["auroc"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_probabilities_are_checked_once(monkeypatch):
+    calls = []
+    for module in (classification, calibration):
+        checked = module.check_probabilities
+        monkeypatch.setattr(module, "check_probabilities", lambda *args, c=checked: (calls.append(1), c(*args))[1])
+    labels, probabilities = sample(40, 2)
+    classification_metrics(labels, probabilities, ["a", "b"] * 20)
+    assert len(calls) == 1
 
 
 def test_average_precision_by_hand():

@@ -206,9 +206,24 @@ def test_options_are_checked_before_any_compute(model, digits, options, message,
 
 
 def test_labels_outside_the_classes_are_refused(model, digits):
-    rows = [{**digits[0], "label": 10}]
-    with pytest.raises(ValueError, match="labels hold 10 to 10, outside the model's 10 classes"):
-        study_difference(model, rows, progress=False)
+    rows = [digits[0], {**digits[0], "label": 10}]
+    with pytest.raises(ValueError, match="row 1: label 10 is outside the model's 10 classes, 0 to 9"):
+        study_difference(model, rows, batch_size=1, progress=False)
+
+
+@pytest.mark.parametrize("given", [str, list, "FeatureLayer"])
+def test_the_layer_of_the_maps_is_chosen(model, digits, given, study):
+    name = "timm_model.layer3"
+    layer = resolve_feature_layer(model, feature_layer=name) if given == "FeatureLayer" else given([name])
+    layer = name if given is str else layer
+    other = study_difference(model, digits[:3], progress=False, feature_layer=layer)
+    assert other.feature_layers == (name,)
+    pixels, saliency = prepared(model, digits[2])
+    with torch.no_grad():
+        map = difference_salience(model, pixels, digits[2]["label"], feature_layer=name)[0].numpy()
+    assert map.shape == other.class_means.shape[1:] != study.class_means.shape[1:]
+    mass = upsampled(abs(map), saliency.shape)
+    assert other.inside[2] == pytest.approx((mass * saliency).sum() / mass.sum(), rel=1e-3)
 
 
 def test_logits_that_are_not_finite_are_refused(digits, monkeypatch):
@@ -219,8 +234,8 @@ def test_logits_that_are_not_finite_are_refused(digits, monkeypatch):
         explanation.check_finite(logits, 5)
     broken = built("test_resnet")
     layer = resolve_feature_layer(broken)
-    for module in (difference, explanation):
-        monkeypatch.setattr(module, "resolve_feature_layer", lambda *args, **options: layer)
+    for module in (difference, explanation):  # which looks for a layer where no logit is finite
+        monkeypatch.setattr(module, "layer_of_maps", lambda *args: layer)
     with torch.no_grad():
         broken.timm_model.fc.bias[3] = torch.nan
     with pytest.raises(ValueError, match="row 0: the model's logits are not finite"):

@@ -144,6 +144,38 @@ def test_a_masked_models_picture_is_the_masked_one(model, digits):
     assert np.ptp(masked.picture[outside]) < 1e-3 < np.ptp(plain.picture[outside])
 
 
+def test_a_model_in_training_is_explained_on_the_pictures_that_it_is_shown(model, digits):
+    """The transform of its evaluation, and masked pictures before its configuration says so."""
+    seen = []
+
+    def transform(picture, saliency):
+        seen.append((picture.size, saliency is not None))
+        pixels, there = make_transforms(data_config(model), train=False)(picture, saliency)
+        return pixels.flip(2), None if saliency is None else there.flip(1)
+
+    rows = [digits[0], {"image": digits[1]["image"]}]
+    (first, second), plain = explain(model, rows, transform=transform), explain(model, rows)
+    assert seen == [((48, 48), True), ((48, 48), False)]
+    np.testing.assert_allclose(first.picture, plain[0].picture[:, ::-1], atol=1e-5)
+    np.testing.assert_array_equal(first.saliency, plain[0].saliency[:, ::-1])
+    assert second.saliency is None
+    pixels, _ = make_transforms(data_config(model), train=False)(digits[0]["image"])
+    with torch.no_grad():
+        expected = saliency_maps(model, pixels[None].flip(3), digits[0]["label"])
+    size = {"size": (64, 64), "mode": "bilinear", "align_corners": False}
+    drawn = torch.nn.functional.interpolate(expected[None], **size)[0, 0].numpy()
+    np.testing.assert_allclose(first.true_map, drawn, atol=1e-4 * abs(drawn).max())
+    (masked,) = explain(model, rows[:1], transform=transform, guidance={"name": "mask_everything"})
+    outside = first.saliency == 0
+    assert np.ptp(masked.picture[outside]) < 1e-3 < np.ptp(first.picture[outside])
+    np.testing.assert_array_equal(masked.picture[first.saliency == 1], first.picture[first.saliency == 1])
+
+
+def test_a_label_outside_the_classes_is_named(model, digits):
+    with pytest.raises(ValueError, match="row 1: label 10 is outside the model's 10 classes, 0 to 9"):
+        explain(model, [digits[0], {**digits[1], "label": 10}])
+
+
 def made(shape=(40, 40), limits=(1.0, 2.0), **changes):
     """An explanation whose maps have the given largest magnitudes."""
     rows, columns = np.mgrid[: shape[0], : shape[1]] / (max(shape) - 1)
@@ -197,7 +229,7 @@ def test_the_maps_of_a_panel_share_a_scale():
 def test_a_comparison_has_a_column_for_each_model():
     figure = draw_comparison({"plain": [made()], "guided": [made(limits=(4.0, 1.0), correct=True)]})
     assert scales(figure) == [(-1, 1), (-4, 4)]
-    assert titles(figure)[2:] == ["plain says attack, 75% (wrong)", "guided says attack, 75% (right)"]
+    assert titles(figure)[2:] == ["plain attack 75% wrong", "guided attack 75% right"]
 
 
 def test_the_outline_of_the_saliency_is_on_every_map():

@@ -11,10 +11,16 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from hf_salguide import SaliencyTrainer, SaliencyTrainingArguments, as_classifier, saliency_maps
+from hf_salguide import (
+    SaliencyTrainer,
+    SaliencyTrainingArguments,
+    as_classifier,
+    difference_salience,
+    saliency_maps,
+)
 from hf_salguide.backbones import data_config
 from hf_salguide.data import decoy_digits, make_transforms, prepare_dataset
-from hf_salguide.metrics import energy_inside
+from hf_salguide.metrics import alignment_metrics, energy_inside
 from hf_salguide.studies import bench as bench_module
 from hf_salguide.studies import demo
 from hf_salguide.studies.bench import BenchMethod, BenchSetting, bench, bench_table, peak_memory
@@ -71,6 +77,26 @@ def test_predictions_without_labels_or_saliency(model, digits):
     assert math.isnan(predictions.metrics()["energy_inside"])
     with pytest.raises(ValueError, match='map_class="true" needs a data set with labels'):
         predict(model, bare, "true", progress=False)
+
+
+def test_a_label_outside_the_classes_is_named_by_its_row(model, digits):
+    rows = [digits["test"][0], digits["test"][1], {**digits["test"][2], "label": 12}]
+    for batch_size in (1, 3):
+        with pytest.raises(ValueError, match="row 2: label 12 is outside the model's 10 classes, 0 to 9"):
+            predict(model, rows, "true", batch_size=batch_size, progress=False)
+
+
+def test_the_alignment_of_the_difference_map_is_that_of_the_difference_map(model, digits):
+    rows = digits["test"].select(range(4))
+    found = predict(model, rows, "true", batch_size=3, progress=False, difference=True).alignment
+    transform = make_transforms(data_config(model), train=False)
+    for index in range(4):
+        pixels, saliency = transform(rows[index]["image"], rows[index]["saliency"])
+        maps = difference_salience(model, pixels[None], rows[index]["label"]).detach()
+        expected = alignment_metrics(maps, saliency[None] / 255)
+        for name, value in expected.items():
+            assert found[f"difference_{name}"][index] == pytest.approx(value.item(), abs=2e-3, nan_ok=True), name
+    assert not np.allclose(found["difference_spearman"], found["spearman"], atol=0.01)
 
 
 def test_the_mode_of_the_model_is_left_as_it_was(model, digits):

@@ -1,6 +1,6 @@
 """Difference Salience over a data set: what decides, whether it lies on the annotation, and whom its map flatters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...backbones import FeatureCapture, FeatureLayer, class_maps, resolve_feature_layer
+from ...backbones import FeatureCapture, FeatureLayer, class_maps
 from ...backbones.difference import completeness_error
 from ...maps import check_rival, contrast_weights, entropy
 from ...metrics.alignment import energy_inside, matched_area
-from ..predictions import batches_of, evaluation_transforms, file_names_of, guided_layer, saved_block, shown_pictures
+from ..predictions import (
+    batches_of,
+    check_classes,
+    evaluation_transforms,
+    file_names_of,
+    layer_of_maps,
+    saved_block,
+    shown_pictures,
+)
 from .explain import check_finite
 from .regions import SHARE, Region, find_regions, rank_regions
 
@@ -129,6 +137,7 @@ def study_difference(
     batch_size: int = 32,
     num_workers: int = 0,
     progress: bool = True,
+    feature_layer: str | Sequence[str] | FeatureLayer | None = None,
 ) -> DifferenceStudy:
     """
     Explains a classifier's decisions over a data set, in one forward a picture.
@@ -144,6 +153,8 @@ def study_difference(
         batch_size (`int`, *optional*, defaults to 32): pictures a forward.
         num_workers (`int`, *optional*, defaults to 0): processes that read pictures.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+        feature_layer (`str`, `Sequence[str]` or `FeatureLayer`, *optional*): where the maps are made; defaults as in
+            [`~studies.predictions.predict`].
 
     Returns:
         [`DifferenceStudy`]
@@ -158,7 +169,7 @@ def study_difference(
         raise ValueError(f"share={share} of a map's maximum is out of range; give 0 or more, and less than 1.")
     if len(dataset) == 0:
         raise ValueError("the data set has no picture; choose another split or other rows.")
-    layer = resolve_feature_layer(model, feature_layer=guided_layer(model))
+    layer = layer_of_maps(model, feature_layer)
     trained, gathered, first = saved_block(model), _Gathered(), 0
     transforms = evaluation_transforms(trained)
     training = model.training
@@ -190,6 +201,7 @@ def _gather(
     """The figures of one batch, whose first row is `first` of the data set."""
     predicted, labels = logits.argmax(dim=1), batch.get("labels")
     explained = predicted if labels is None else labels
+    check_classes(explained, logits.shape[1], first)
     weights = contrast_weights(logits, explained, rival)
     own = F.one_hot(explained, logits.shape[1]).to(logits.dtype)
     true_maps = class_maps(capture, layer, model, logits, own).detach()

@@ -230,7 +230,8 @@ def _write_panels(
     table = undecoded(dataset)
     leading = first_of_pictures(study.regions, count)
     if leading:
-        explanations = explain(model, [table[region.row] for region in leading], study.rival)
+        rows = [table[region.row] for region in leading]
+        explanations = explain(model, rows, study.rival, study.feature_layers)
         titles = [
             f"{Path(study.file_names[region.row]).name}\nregion: {region.evidence:+.3g} logits" for region in leading
         ]
@@ -238,7 +239,7 @@ def _write_panels(
         save_panel(figure, folder / f"regions.{kind}")
     flattered = study.flattering[:count]
     if flattered:
-        explanations = explain(model, [table[row] for row in flattered], study.rival)
+        explanations = explain(model, [table[row] for row in flattered], study.rival, study.feature_layers)
         titles = [f"{Path(study.file_names[row]).name}\nfooling gap {study.fooling_gap[row]:.2f}" for row in flattered]
         save_panel(draw_difference(explanations, titles), folder / f"flattering.{kind}")
     if any(study.class_counts):

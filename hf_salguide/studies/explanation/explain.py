@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 
 from ...backbones import FeatureCapture, FeatureLayer, class_maps, data_config
 from ...data import SaliencyCollator, make_transforms
-from ...data.prepare import prepare_row
-from ...guidance import Guidance
+from ...data.prepare import Transform, prepare_row
 from ...maps import check_rival, contrast_weights
-from ..predictions import evaluation_transforms, layer_of_maps, saved_block, shown_pictures
+from ..predictions import check_classes, evaluation_transforms, layer_of_maps, saved_block, shown_pictures
 
 
 @dataclass(frozen=True)
@@ -54,39 +53,49 @@ def explain(
     model: PreTrainedModel,
     rows: Sequence[dict[str, Any]],
     rival: str = "max",
-    feature_layer: str | Sequence[str] | None = None,
+    feature_layer: str | Sequence[str] | FeatureLayer | None = None,
+    transform: Transform | None = None,
+    guidance: Mapping[str, Any] | None = None,
 ) -> list[Explanation]:
     """
     Explains a classifier's decision on chosen pictures, in one forward each.
-
-    Methods that change the pictures in evaluation too (`mask_everything`), by the model's configuration, are applied.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): an image classifier.
         rows (sequence of `dict`): rows with `image` and optionally `label` and `saliency`.
         rival (`str`, *optional*, defaults to `"max"`): the other class: `"max"`, the likeliest wrong one, or all the
             others, weighted by `"softmax"` or by `"mean"`, see [`difference_salience`].
-        feature_layer (`str` or `Sequence[str]`, *optional*): where the maps are made; defaults as in
+        feature_layer (`str`, `Sequence[str]` or `FeatureLayer`, *optional*): where the maps are made; defaults as in
             [`~studies.predictions.predict`].
+        transform (`Callable`, *optional*): the transform of evaluation, called with picture and saliency together, as
+            the `eval_transform` of [`SaliencyTrainer`]. Defaults to that of the model's data configuration, whose mean
+            and standard deviation undo the normalisation of the pictures that are drawn: after a transform with
+            others, their colours are off.
+        guidance (`dict`, *optional*): how the model was trained, as in [`~studies.predictions.predict`]: methods that
+            change the pictures in evaluation too (`mask_everything`) are applied. Defaults to the model's
+            configuration, which says so once the model is saved.
 
     Returns:
         `list` of [`Explanation`], one a row.
 
     Raises:
-        ValueError: for an unknown rival, a model with one logit, logits that are not finite, and a picture or a map
-            that cannot be read; names its file.
+        ValueError: for an unknown rival, a model with one logit, logits that are not finite, a label outside the
+            classes, and a picture or a map that cannot be read; names its file.
     """
     check_rival(rival)
     layer = layer_of_maps(model, feature_layer)
-    config, transforms = data_config(model), evaluation_transforms(saved_block(model))
-    transform = make_transforms(config, train=False)
+    trained = saved_block(model) if guidance is None else guidance
+    config, changes = data_config(model), evaluation_transforms(trained)
+    transform = make_transforms(config, train=False) if transform is None else transform
     training = model.training
     model.eval()
     try:
         prepared = [prepare_row(row, transform, index) for index, row in enumerate(rows)]
-        explanations = [
-            _explain_row(model, row, layer, config, transforms, rival, index) for index, row in enumerate(prepared)
-        ]
+        explanations = []
+        for index, row in enumerate(prepared):
+            batch = {name: value.to(model.device) for name, value in SaliencyCollator()([row]).items()}
+            pixels = shown_pictures(changes, trained, batch, 0)
+            explanations.append(_explain_row(model, batch, pixels, layer, config, rival, index))
     finally:
         model.train(training)
     return explanations
@@ -109,21 +118,21 @@ def check_finite(logits: Tensor, first: int) -> None:
 
 def _explain_row(
     model: PreTrainedModel,
-    row: dict[str, Any],
+    batch: Mapping[str, Tensor],
+    pixels: Tensor,
     layer: FeatureLayer,
     config: Any,
-    transforms: Sequence[Guidance],
     rival: str,
     index: int,
 ) -> Explanation:
-    batch = {name: value.to(model.device) for name, value in SaliencyCollator()([row]).items()}
-    pixels = shown_pictures(transforms, saved_block(model), batch, 0)
+    """The explanation of a batch of one picture, which is row `index` of those that were chosen."""
     with torch.no_grad():
         with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture:
             logits = model(pixel_values=pixels).logits.float()
         check_finite(logits, index)
         predicted = logits.argmax(dim=1)
         true = batch.get("labels", predicted)
+        check_classes(true, logits.shape[1], index)
         own = F.one_hot(true, logits.shape[1]).to(logits.dtype)
         rivals = own - contrast_weights(logits, true, rival)
         size = (pixels.shape[-2], pixels.shape[-1])

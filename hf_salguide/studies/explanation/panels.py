@@ -124,7 +124,7 @@ def draw_comparison(models: Mapping[str, Sequence[Explanation]]) -> "Figure":
         shown = explanations[0]
         _draw_given(sheet, row, shown, "picture" if shown.correct is None else f"picture: {shown.true_name}", "")
         for axis, name, explanation in zip(row[2:], models, explanations, strict=True):
-            _draw_map(sheet, axis, explanation, explanation.true_map, f"{name}\n{_verdict(explanation)}")
+            _draw_map(sheet, axis, explanation, explanation.true_map, f"{name}\n{_short_verdict(explanation)}")
     return sheet.figure
 
 
@@ -177,6 +177,11 @@ def _sheet(explanations: Sequence[Explanation], columns: int, width: str, note: 
 def _verdict(explanation: Explanation) -> str:
     right = {None: "", True: " (right)", False: " (wrong)"}[explanation.correct]
     return f"says {explanation.predicted_name}, {explanation.probability:.0%}{right}"
+
+
+def _short_verdict(explanation: Explanation) -> str:
+    right = {None: "", True: " right", False: " wrong"}[explanation.correct]
+    return f"{explanation.predicted_name} {explanation.probability:.0%}{right}"
 
 
 def _true_title(explanation: Explanation) -> str:
