@@ -446,3 +446,19 @@ def test_names_of_other_metrics():
     text, _ = concluded(study_of(runs, metric="balanced_accuracy"))
     assert "compared with plain training by balanced accuracy" in text
     assert "AUROC" not in text
+
+
+def test_a_gain_that_knowing_less_would_give_as_well():
+    """Better out of distribution, worse in it, and still below guessing: said, and only then."""
+    text, analysis = concluded(simple_study({"cyborg": (-0.9, 0.9)}))
+    assert row_of(analysis, CYBORG, "in").p_holm < 0.05
+    assert "In distribution cyborg did worse: a gain of this kind may come from having learnt less" in text
+    assert "that of guessing" not in text
+    rows = [
+        dataclasses.replace(row, mean=0.435) if (row.arm, row.split) == (CYBORG, "out") else row
+        for row in analysis.comparisons
+    ]
+    below = dataclasses.replace(analysis, comparisons=tuple(rows))
+    study = simple_study({"cyborg": (-0.9, 0.9)})
+    assert "The AUROC of cyborg (0.435) is still below 0.5, that of guessing." in conclude(below, study)
+    assert "having learnt less" not in concluded(simple_study({"cyborg": (0.0, 0.9)}))[0]

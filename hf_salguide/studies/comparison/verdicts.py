@@ -1,11 +1,14 @@
 """What a comparison shows on one test split, in sentences: the guided methods, and each beside its controls."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from .findings import Analysis, ArmResult, Control
 from .pairing import LEVEL, Condition
+from .records import Arm
 from .words import MOST, listed, number, with_interval, with_p
+
+CHANCE = 0.5
 
 
 def verdicts(analysis: Analysis, condition: Condition, role: str, place: str) -> Iterator[str]:
@@ -26,6 +29,13 @@ def verdicts(analysis: Analysis, condition: Condition, role: str, place: str) ->
     guided = [row for row in rows if not row.arm.is_control]
     if guided:
         yield from _guided(guided, place)
+    if role == "out":
+        better = [row for row in guided if _is_better(row)]
+        inside = [row for row in analysis.comparisons if row.split == "in" and _is_worse(row)]
+        poorer = {(row.arm, row.backbone, row.annotated_fraction) for row in inside}
+        yield from _reservations(
+            better, {row.arm for row in better if (row.arm, *condition) in poorer}, analysis.metric
+        )
     told = [row for row in rows if row.arm.is_control and _is_better(row)]
     if told:
         kind = "a control," if len(told) == 1 else "controls,"
@@ -45,6 +55,19 @@ def verdicts(analysis: Analysis, condition: Condition, role: str, place: str) ->
             f"No control was run for {listed(alone)}, so whether the gain {place} is due to where people marked is "
             "open."
         )
+
+
+def _reservations(better: Sequence[ArmResult], poorer: Collection[Arm], metric: str) -> Iterator[str]:
+    """What to say of a gain out of distribution that a classifier which knows less would have as well."""
+    both = [row.arm.name for row in better if row.arm in poorer]
+    if both:
+        yield (
+            f"In distribution {listed(both)} did worse: a gain of this kind may come from having learnt less, of what "
+            "misleads and of everything else."
+        )
+    below = [f"{row.arm.name} ({number(row.mean)})" for row in better if metric == "auroc" and row.mean < CHANCE]
+    if below:
+        yield f"The AUROC of {listed(below)} is still below {CHANCE}, that of guessing."
 
 
 def _guided(rows: Sequence[ArmResult], place: str) -> Iterator[str]:
