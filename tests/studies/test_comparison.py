@@ -9,13 +9,15 @@ import pytest
 
 from hf_salguide.data import load_saliency_dataset
 from hf_salguide.data.checks import annotated_rows
+from hf_salguide.studies.comparison import checks
 from hf_salguide.studies.comparison import plan as module
 from hf_salguide.studies.comparison import run as run_module
-from hf_salguide.studies.comparison.plan import check_comparison, run_comparison, table_digest
+from hf_salguide.studies.comparison.plan import check_comparison, run_comparison
 from hf_salguide.studies.comparison.records import DONE, FAILED, Arm, load_study, read_run
 from hf_salguide.studies.comparison.results import COLUMNS, results_rows
 from hf_salguide.studies.comparison.run import execute, partly_annotated, run_arguments
 from hf_salguide.studies.comparison.search import Budget
+from hf_salguide.studies.comparison.settings import table_digest
 from hf_salguide.trainer import SaliencyTrainer
 
 from .comparisons import TRAINING, comparison, in_this_process
@@ -491,7 +493,7 @@ def test_one_class_in_a_test_set(digits_folder, tmp_path, monkeypatch):
     from datasets import DatasetDict
 
     dataset = DatasetDict(rows_of(digits_folder, lambda split, row: split != "ood" or row["label"] == 0))
-    monkeypatch.setattr(module, "load_saliency_dataset", lambda **kwargs: dataset)
+    monkeypatch.setattr(checks, "load_saliency_dataset", lambda **kwargs: dataset)
     given = comparison(digits_folder, tmp_path / "s")
     with pytest.raises(
         ValueError, match='ood_split="ood" has no picture of one, so that metric="auroc" is not defined'
@@ -504,7 +506,7 @@ def test_no_annotated_picture(digits_folder, tmp_path, monkeypatch):
     from datasets import DatasetDict
 
     dataset = DatasetDict(rows_of(digits_folder, lambda split, row: split != "train" or row["saliency"] is None))
-    monkeypatch.setattr(module, "load_saliency_dataset", lambda **kwargs: dataset)
+    monkeypatch.setattr(checks, "load_saliency_dataset", lambda **kwargs: dataset)
     with pytest.raises(ValueError, match='no picture of train_split="train" is annotated'):
         check_comparison(comparison(digits_folder, tmp_path / "s"))
 

@@ -1,34 +1,23 @@
 """Methods × seeds × annotated fractions × backbones on one data set: planned, checked, run, resumed."""
 
-import dataclasses
-import enum
-import hashlib
-import importlib.metadata
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, DatasetDict
 from filelock import FileLock, Timeout
 
-from ...data import load_saliency_dataset
-from ...data.checks import annotated_rows
-from ...data.prepare import undecoded
-from ...guidance import guidance_class, list_guidance
+from ...guidance import guidance_class
+from .checks import METRICS, check_arms, check_comparison, is_done, refuse_others
 from .jobs import run_jobs
 from .records import (
     BASELINE,
-    DONE,
     FAILED,
     RUNS,
     SALIENCIES,
     SEARCH,
-    STUDY_FILE,
     Arm,
     RunRecord,
     Study,
@@ -38,13 +27,11 @@ from .records import (
     write_study,
 )
 from .results import write_results
-from .run import RunSpec, execute, make_trainer, run_arguments
-from .search import SEARCH_FILE, Budget
+from .run import RunSpec, execute
+from .search import Budget
+from .settings import settings_of, table_digest
 
-METRICS = ("auroc", "accuracy", "balanced_accuracy", "average_precision")
-_NEEDS_EVERY_CLASS = ("auroc", "average_precision")
-_USUAL = ("per_device_train_batch_size", "optim", "learning_rate", "lr_scheduler_type", "weight_decay")
-_VERSIONS = ("hf_salguide", "torch", "transformers", "timm")
+__all__ = ["METRICS", "Comparison", "run_comparison"]
 
 
 @dataclass(frozen=True)
@@ -209,7 +196,7 @@ def _planned(comparison: Comparison, spec: RunSpec) -> dict[str, Any]:
 
 def _run_all(specs: Sequence[RunSpec], jobs: int, report: Callable[[str], None], what: str) -> None:
     """Runs what is not done yet."""
-    open_specs = [spec for spec in specs if not _is_done(spec)]
+    open_specs = [spec for spec in specs if not is_done(spec)]
     if len(open_specs) < len(specs):
         report(f"{len(specs) - len(open_specs)} of {len(specs)} are done already.")
     count = len(specs) - len(open_specs)
@@ -240,12 +227,6 @@ def _died(spec: RunSpec, death: str) -> RunRecord:
     return record
 
 
-def _is_done(spec: RunSpec) -> bool:
-    """Whether a run's result is there."""
-    found = read_run(spec.folder)
-    return found is not None and found[0].status == DONE
-
-
 def _refuse_other_settings(specs: Sequence[RunSpec]) -> None:
     """
     Refuses to count runs that were made with other settings.
@@ -262,166 +243,3 @@ def _refuse_other_settings(specs: Sequence[RunSpec]) -> None:
             f"{spec.folder.name} was run with another {', '.join(different) or 'configuration'}; name another "
             "output_dir, or remove that run's folder to have it run again."
         )
-
-
-def check_comparison(comparison: Comparison) -> DatasetDict:
-    """
-    Checks the settings against each other and the data, and loads the data's table.
-
-    Raises:
-        ValueError: naming the argument, the value and the remedy.
-    """
-    known = [*list_guidance(), BASELINE.method]
-    for argument in ("methods", "inverted", "random", "method_arguments"):
-        for name in getattr(comparison, argument):
-            if name not in known:
-                raise ValueError(f'{argument}: "{name}" is no guidance method; choose from {", ".join(known)}.')
-    for argument in SALIENCIES[1:]:
-        for name in getattr(comparison, argument):
-            if name not in comparison.methods or not guidance_class(name).needs_annotation:
-                raise ValueError(
-                    f'{argument}: "{name}" has to be among methods, and to use saliency, to have a control.'
-                )
-    if not [name for name in comparison.methods if name != BASELINE.method]:
-        raise ValueError("methods is empty; name the guidance methods to compare with plain training.")
-    if not comparison.seeds or len(set(comparison.seeds)) < len(comparison.seeds):
-        raise ValueError(f"seeds={list(comparison.seeds)} has to be a list of different whole numbers.")
-    fractions = list(comparison.annotated_fractions)
-    if not fractions or len(set(fractions)) < len(fractions) or not all(0 < share <= 1 for share in fractions):
-        raise ValueError(f"annotated_fractions={fractions} have to be different numbers above 0, at most 1.")
-    if comparison.metric not in METRICS:
-        raise ValueError(f'metric="{comparison.metric}" is not known; choose one of {", ".join(METRICS)}.')
-    dataset = load_saliency_dataset(**comparison.data)
-    for argument in ("train_split", "eval_split", "test_split", "ood_split"):
-        name = getattr(comparison, argument)
-        if name is not None or argument != "ood_split":
-            _check_split(dataset, argument, name, comparison.metric)
-    if comparison.test_split == comparison.ood_split:
-        raise ValueError(
-            f'ood_split="{comparison.ood_split}" is the test split as well; name the split of pictures from '
-            "elsewhere, or write none where there is no such split."
-        )
-    judged = {comparison.test_split, comparison.ood_split}
-    if comparison.eval_split in judged or comparison.train_split in judged | {comparison.eval_split}:
-        raise ValueError(
-            f"train_split={comparison.train_split}, eval_split={comparison.eval_split} and the test splits have to be "
-            "different: what a run learns or selects on tells nothing about it."
-        )
-    if not any(annotated_rows(dataset[comparison.train_split]) or []):
-        raise ValueError(
-            f'no picture of train_split="{comparison.train_split}" is annotated; guidance has nothing to learn from. '
-            "Name the column of maps with saliency_column, or annotate some pictures."
-        )
-    return dataset
-
-
-def _check_split(dataset: DatasetDict, argument: str, name: str | None, metric: str) -> None:
-    if name not in dataset:
-        remedy = "; write none where there is no such split" if argument == "ood_split" else ""
-        raise ValueError(f'{argument}="{name}" is not a split of the data; it has {", ".join(dataset)}{remedy}.')
-    if argument == "train_split" or metric not in _NEEDS_EVERY_CLASS:
-        return
-    names = dataset[name].features["label"].names
-    missing = sorted(set(range(len(names))) - set(_labels(dataset[name])))
-    if missing:
-        raise ValueError(
-            f'{argument}="{name}" has no picture of {", ".join(names[label] for label in missing)}, so that '
-            f'metric="{metric}" is not defined on it; take another split, or metric="accuracy".'
-        )
-
-
-def check_arms(specs: Sequence[RunSpec], dataset: DatasetDict) -> None:
-    """
-    Builds each way of training once, so that what the trainer refuses is known before the first run.
-
-    Raises:
-        ValueError: naming the arm and what was wrong.
-    """
-    seen = set()
-    for spec in specs:
-        key = (spec.arm, spec.backbone, repr(sorted(spec.training.items())))
-        if key in seen or _is_done(spec):
-            continue
-        seen.add(key)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                make_trainer(dataclasses.replace(spec, folder=Path(folder)), dataset).get_train_dataloader()
-            except Exception as error:  # an architecture may raise anything for bad arguments
-                words = str(error) or type(error).__name__
-                raise ValueError(f"{spec.arm.name} with {spec.backbone} cannot be trained: {words}") from error
-
-
-def refuse_others(output: Path) -> None:
-    """
-    Refuses a folder that holds something else.
-
-    Raises:
-        ValueError: naming what is there.
-    """
-    if (output / STUDY_FILE).is_file():
-        return
-    ours = (".lock", SEARCH, SEARCH_FILE)
-    others = sorted(path.name for path in output.iterdir() if path.name not in ours and path.suffix != ".part")
-    if others:
-        raise ValueError(f'output_dir="{output}" holds {others[0]}, which is no comparison\'s; name another folder.')
-
-
-def table_digest(dataset: DatasetDict) -> str:
-    """A fingerprint of the splits' rows: names, labels, groups and which are annotated; not of the pixels."""
-    digest = hashlib.sha256()
-    for name, split in dataset.items():
-        columns = [column for column in ("file_name", "label", "group") if column in split.column_names]
-        bare = undecoded(split).select_columns(columns)
-        digest.update(repr((name, [bare[column][:] for column in columns], annotated_rows(split))).encode())
-    return digest.hexdigest()[:16]
-
-
-def settings_of(comparison: Comparison, dataset: DatasetDict) -> dict[str, Any]:
-    """What the report tells about how the study was made; nothing of the machine's folders."""
-    train = dataset[comparison.train_split]
-    used = [comparison.train_split, comparison.eval_split, comparison.test_split, comparison.ood_split]
-    names = train.features["label"].names
-    specs = {name: comparison.spec(BASELINE, 0, 1.0, name, "") for name in comparison.backbones}
-    return {
-        "name": comparison.name,
-        "metric": comparison.metric,
-        "class_names": names,
-        "backbones": {spec.backbone_name: dict(spec.model_args) for spec in specs.values()},
-        "pretrained": comparison.pretrained,
-        "image_size": comparison.training.get("image_size"),
-        "splits": {
-            "train": comparison.train_split,
-            "validation": comparison.eval_split,
-            "in": comparison.test_split,
-            "out": comparison.ood_split,
-        },
-        "rows": {split: _facts(dataset[split], names) for split in used if split is not None},
-        "columns": {name: value for name, value in comparison.data.items() if name != "path" and value is not None},
-        "methods": list(comparison.methods),
-        "controls": {kind: list(getattr(comparison, kind)) for kind in SALIENCIES[1:]},
-        "seeds": list(comparison.seeds),
-        "annotated_fractions": list(comparison.annotated_fractions),
-        "training": {**_usual_arguments(next(iter(specs.values()))), **comparison.training},
-        "method_arguments": {name: dict(given) for name, given in comparison.method_arguments.items()},
-        "budget": comparison.budget.describe(comparison.method_arguments),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-    }
-
-
-def _usual_arguments(spec: RunSpec) -> dict[str, Any]:
-    """The training arguments that a reader looks for, whether the user set them or not."""
-    args = run_arguments(dataclasses.replace(spec, folder=Path(tempfile.gettempdir())))
-    length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
-    values = {name: getattr(args, name) for name in (length, *_USUAL)}
-    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
-
-
-def _facts(split: Dataset, names: Sequence[str]) -> dict[str, Any]:
-    labels = np.array(_labels(split))
-    counts = {name: int((labels == index).sum()) for index, name in enumerate(names)}
-    return {"pictures": len(split), "annotated": sum(annotated_rows(split) or []), "classes": counts}
-
-
-def _labels(split: Dataset) -> list[int]:
-    labels: list[int] = split.select_columns(["label"]).with_format(None)["label"][:]
-    return labels
