@@ -121,7 +121,7 @@ def test_no_picture_of_the_data_is_recorded():
         "results.csv",
         "analysis.json",
         "conclusions.txt",
-        "differences.png",
-        "alignment.png",
+        "differences.pdf",
+        "alignment.pdf",
     )
     assert files == {f"{name}/{kind}" for name in NAMES for kind in kinds}

@@ -23,12 +23,12 @@ from hf_salguide.studies.report.publish import publish
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "examples" / "studies"
 PLOTS = {
-    "differences-0-175mm.png": "differences.png",
-    "alignment-0-175mm.png": "alignment.png",
+    "differences-0-175mm.pdf": "differences.pdf",
+    "alignment-0-175mm.pdf": "alignment.pdf",
 }
 CAPTIONS = {
-    "differences.png": "Differences to plain training, one point a seed, with their intervals",
-    "alignment.png": "Alignment against AUROC, one point a run",
+    "differences.pdf": "Differences to plain training, one point a seed, with their intervals",
+    "alignment.pdf": "Alignment against AUROC, one point a run",
 }
 
 
@@ -47,7 +47,7 @@ def record(output: Path) -> Path:
         "table": published.table.strip(),
         "conclusion": f"> {published.conclusion}",
         "maps": maps(folder),
-        "plots": "\n\n".join(f"![{CAPTIONS[name]}]({name})" for name in PLOTS.values()),
+        "plots": "\n".join(f"* [{CAPTIONS[name]}]({name})" for name in PLOTS.values()),
     }
     page = folder / "README.md"
     fill(page, parts)

@@ -357,7 +357,7 @@ def test_a_correlation_says_where_the_alignment_was_measured(analysis):
     ("text", "clean"),
     [
         ("no such file: '/srv/data/x ray.png'", "no such file: 'x ray.png'"),
-        ("see /work/a/b.txt, C:\\Users\\me\\c.txt and ~/d.txt.", "see b.txt, c.txt and d.txt."),
+        ("see /home/a/b.txt, C:\\Users\\me\\c.txt and ~/d.txt.", "see b.txt, c.txt and d.txt."),
         ("file:///srv/a.html", "a.html"),
         ("https://example.org/model/main", "example.org/model/main"),
         ("1/2 and/or ratio a/b", "1/2 and/or ratio a/b"),
