@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..backbones import as_classifier
 from ..data import check_table, load_saliency_dataset
+from ..studies.comparison.records import jsonable
 from .parsing import as_dict
 
 
@@ -153,13 +154,5 @@ def write_json(path: str | Path, content: Any) -> Path:
     """Writes JSON, with null for NaN, which JSON does not have; gives the path back."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_jsonable(content), indent=2) + "\n")
+    path.write_text(json.dumps(jsonable(content), indent=2) + "\n")
     return path
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

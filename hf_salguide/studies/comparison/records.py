@@ -176,15 +176,16 @@ def predictions_file(folder: Path, split: str) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON beside its place and then moves it there, so that it is never half written; NaN becomes null."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(_jsonable(content), indent=2) + "\n")
+    part.write_text(json.dumps(jsonable(content), indent=2) + "\n")
     os.replace(part, path)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A value as JSON has it: NaN, which JSON does not have, is null."""
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from scipy.special import softmax
-from transformers import EvalPrediction, set_seed
+from transformers import set_seed
 
 from ...arguments import SaliencyTrainingArguments
 from ...backbones import as_classifier, data_config
 from ...data import load_saliency_dataset
 from ...data.checks import annotated_rows
 from ...data.prepare import undecoded
-from ...metrics import classification_metrics
 from ...trainer import SaliencyTrainer
 from ..predictions import layer_of_maps, predict
 from .records import DONE, FAILED, Arm, RunRecord, SplitPredictions, predictions_file, write_json, write_run
@@ -98,6 +96,7 @@ def run_arguments(spec: RunSpec) -> SaliencyTrainingArguments:
         "logging_strategy": "epoch",
         "disable_tqdm": True,
         "report_to": "none",
+        "eval_alignment": False,  # the maps are judged once, at the end
         **spec.training,
         **steps,
         "eval_strategy": strategy,
@@ -135,12 +134,7 @@ def make_trainer(spec: RunSpec, dataset: DatasetDict) -> SaliencyTrainer:
         args,
         train_dataset=partly_annotated(train, spec.annotated_fraction, spec.seed),
         eval_dataset=dataset[spec.eval_split],
-        compute_metrics=_classification,
     )
-
-
-def _classification(prediction: EvalPrediction) -> dict[str, float]:
-    return classification_metrics(np.asarray(prediction.label_ids), softmax(prediction.predictions, axis=1))
 
 
 def partly_annotated(dataset: Dataset, fraction: float, seed: int) -> Dataset:
