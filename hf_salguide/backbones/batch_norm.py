@@ -1,5 +1,6 @@
 """Batch normalisation in a forward whose batch holds pictures and, behind them, views of them."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,6 +28,7 @@ def split_batch_norm(parts: Sequence[int], mode: str = "pictures") -> AbstractCo
     nothing. What computes batch statistics by itself takes them over the whole batch: `nn.SyncBatchNorm` over several
     processes, timm's `EvoNorm2dB0`. It does not go with gradient checkpointing of a batch norm: the forward is run
     again in the backward pass, outside the context (torch raises a `CheckpointError`; its reentrant kind does not).
+    `torch.compile` traces it without a graph break, anew for each list of `parts`: keep them few.
 
     Args:
         parts (`Sequence[int]`): how many rows each part of the batch has: pictures, views, further views. Parts of
@@ -63,6 +65,7 @@ class _SplitBatchNorm(TorchFunctionMode):
     def __init__(self, parts: Sequence[int], mode: str) -> None:
         super().__init__()
         self.parts = parts
+        self.total = sum(parts)
         self.mode = mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -79,13 +82,18 @@ class _SplitBatchNorm(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        folded, rest = divmod(len(input), sum(self.parts))
-        if not training or rest:  # a rest: a weight that is standardised, not a batch
+        folded = len(input) // self.total
+        if not training or folded * self.total != len(input):  # a rest: a weight that is standardised, not a batch
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if self.mode == "pictures":
+            count = folded * self.parts[0]
+            arguments = (input, count, running_mean, running_var, weight, bias, momentum, eps)
+            # The compiler makes one kernel of the formula; eagerly, torch's own kernels are faster than its steps.
+            values = count * math.prod(input.shape[2:])  # of a single one torch's formula refuses to take statistics
+            fused = values > 1 and input.dtype != torch.float64 and not torch.compiler.is_compiling()
+            return _ByPictures.apply(*arguments) if fused else _by_pictures(*arguments)
         pictures, *views = input.split([folded * rows for rows in self.parts])
         outputs = [F.batch_norm(pictures, running_mean, running_var, weight, bias, True, momentum, eps)]
-        if self.mode == "pictures":
-            return torch.cat([*outputs, _by_statistics_of(pictures, torch.cat(views), weight, bias, eps)])
         for view in views:
             too_few = view.numel() == view.shape[1]
             if running_mean is None or running_var is None or not (self.mode == "running" or too_few):
@@ -96,6 +104,25 @@ class _SplitBatchNorm(TorchFunctionMode):
         return torch.cat(outputs)
 
 
+def _by_pictures(
+    input: Tensor,
+    count: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """
+    All rows of `input`, `(B, C, ...)`, normalised by the batch statistics of the first `count`, in its dtype; the
+    running statistics are those of these rows too.
+    """
+    pictures, views = input[:count], input[count:]
+    normalised = F.batch_norm(pictures, running_mean, running_var, weight, bias, True, momentum, eps)
+    return torch.cat([normalised, _by_statistics_of(pictures, views, weight, bias, eps)])
+
+
 def _by_statistics_of(
     pictures: Tensor, views: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
@@ -104,7 +131,94 @@ def _by_statistics_of(
     with torch.autocast(pictures.device.type, enabled=False):
         wide = pictures if pictures.dtype == torch.float64 else pictures.float()
         variance, mean = torch.var_mean(wide, dim=axes, correction=0)
-        scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        shape = [1, -1] + [1] * (views.ndim - 2)
-        return torch.addcmul(shift.view(shape), views.to(wide.dtype), scale.view(shape)).to(views.dtype)
+        scale, shift = _affine(mean, (variance + eps).rsqrt(), weight, bias, views.ndim)
+        return torch.addcmul(shift, views.to(wide.dtype), scale).to(views.dtype)
+
+
+class _ByPictures(torch.autograd.Function):
+    """
+    [`_by_pictures`] by torch's kernels, in two passes each: pictures as in training, views as in evaluation.
+
+    With `n` the values a channel of the pictures, `x^` what is normalised, `g` the gradients of the outputs, and sums
+    over pictures and views, the gradient of a picture is `weight / deviation * (g - sum(g) / n - x^ sum(g x^) / n)`:
+    that of plain training, and a share of what the views' gradients do to mean and deviation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        count: int,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        pictures, views = input[:count], input[count:]
+        output = torch.empty_like(input)
+        if input.device.type == "cpu":  # straight to its place: fresh memory costs more than the arithmetic
+            mean, inverse = torch.empty(2, input.shape[1], dtype=torch.float32).unbind()
+            kept = {"out": output[:count], "save_mean": mean, "save_invstd": inverse}
+            statistics = (running_mean, running_var)
+            torch.ops.aten.native_batch_norm.out(pictures, weight, bias, *statistics, True, momentum, eps, **kept)
+        else:
+            arguments = (pictures, weight, bias, running_mean, running_var, True, momentum, eps)
+            output[:count], mean, inverse, *_ = torch._batch_norm_impl_index(*arguments, torch.backends.cudnn.enabled)
+        scale, shift = _affine(mean, inverse, weight, bias, input.ndim)
+        torch.addcmul(shift, views, scale, out=output[count:])
+        ctx.save_for_backward(input, weight, bias, mean, inverse)
+        ctx.count, ctx.eps = count, eps
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        input, weight, bias, mean, inverse = ctx.saved_tensors
+        count, eps = ctx.count, ctx.eps
+        learnt = [tensor is not None and tensor.requires_grad for tensor in (input, weight, bias)]
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: by the formula
+            wanted = [tensor for tensor, needed in zip((input, weight, bias), learnt, strict=True) if needed]
+            output = _by_pictures(input, count, None, None, weight, bias, 0.0, eps)
+            found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=True))
+            of_input, of_weight, of_bias = (next(found) if needed else None for needed in learnt)
+            return of_input, None, None, None, of_weight, of_bias, None, None
+        pictures, views = input[:count], input[count:]
+        given = gradient.contiguous(memory_format=_layout(input))
+        of_pictures, of_views = given[:count], given[count:]
+        reduced = (False, True, True)  # sums alone, of the gradients times what is normalised, and of the gradients
+        reduce = torch.ops.aten.native_batch_norm_backward
+        _, of_weight, of_bias = reduce(of_pictures, pictures, weight, None, None, mean, inverse, True, eps, reduced)
+        as_evaluated = (weight, mean, inverse.pow(-2) - eps, None, None, False, eps, reduced)
+        _, moved, shifted = reduce(of_views, views, *as_evaluated)
+        of_weight, of_bias = of_weight + moved, of_bias + shifted
+        scale = inverse if weight is None else inverse * weight
+        share = pictures.numel() // pictures.shape[1]
+        slope = -scale * of_weight * inverse / share
+        offset = -scale * of_bias / share - slope * mean
+        scale, slope, offset = (values.view([1, -1] + [1] * (input.ndim - 2)) for values in (scale, slope, offset))
+        total = torch.empty_like(input)
+        torch.mul(of_views, scale, out=total[count:])
+        if total.dtype == torch.float32:
+            torch.addcmul(offset, pictures, slope, out=total[:count]).addcmul_(of_pictures, scale)
+        else:  # rounded once
+            total[:count] = torch.addcmul(torch.addcmul(offset, pictures, slope), of_pictures, scale)
+        of_weight, of_bias = (
+            values if needed else None for values, needed in zip((of_weight, of_bias), learnt[1:], strict=True)
+        )
+        return total, None, None, None, of_weight, of_bias, None, None
+
+
+def _affine(
+    mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None, dimensions: int
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a normalisation, by the mean and one over the deviation of each channel."""
+    scale = inverse if weight is None else inverse * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = [1, -1] + [1] * (dimensions - 2)
+    return scale.view(shape), shift.view(shape)
+
+
+def _layout(values: Tensor) -> torch.memory_format:
+    last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not values.is_contiguous() else torch.contiguous_format

@@ -290,3 +290,52 @@ def test_arguments_are_checked():
     for parts in ([], [0, 2], [4, -1]):
         with pytest.raises(ValueError, match="has to start with the number of pictures"):
             split_batch_norm(parts)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+def test_gradients_are_those_of_the_formula_in_float64(dtype, tolerance, layout):
+    """The pictures' statistics carry the gradients of the views too."""
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5, generator=generator)
+    given = torch.randn(5, 4, 3, 5, generator=generator).to(dtype).to(memory_format=layout)
+    upstream = torch.randn(5, 4, 3, 5, generator=generator)
+    values = given.clone(memory_format=torch.preserve_format).requires_grad_()
+    with split_batch_norm([3, 2]):
+        output = norm(values)
+    found = torch.autograd.grad((output.float() * upstream).sum(), [values, norm.weight, norm.bias])
+    wide, weight, bias = given.double().requires_grad_(), norm.weight.double(), norm.bias.double()
+    mean = wide[:3].mean(dim=(0, 2, 3), keepdim=True)
+    deviation = (wide[:3] - mean).square().mean(dim=(0, 2, 3), keepdim=True).add(norm.eps).sqrt()
+    expected = (wide - mean) / deviation * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+    of = torch.autograd.grad((expected * upstream.double()).sum(), [wide, norm.weight, norm.bias])
+    assert output.dtype is dtype
+    for one, other in zip([output, *found], [expected, *of], strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_a_compiled_forward_is_the_eager_one_without_a_graph_break():
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = build("test_resnet")[0].float()
+    compiled, eager = torch.compile(model, backend="aot_eager"), copy.deepcopy(model)
+    pictures = torch.randn(6, 3, *CASES["test_resnet"].size, generator=torch.Generator().manual_seed(0))
+    try:
+        for views in (2, 1, 2, 1):
+            gradients = []
+            for called in (compiled, eager):
+                with split_batch_norm([4, views]):
+                    logits = logits_of(called(pictures[: 4 + views]))
+                gradients.append(torch.autograd.grad(logits.square().sum(), list(called.parameters())))
+            largest = max(float(gradient.abs().max()) for gradient in gradients[1])
+            for one, other in zip(*gradients, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * largest)
+            for one, other in zip(model.buffers(), eager.buffers(), strict=True):
+                torch.testing.assert_close(one, other)
+        assert not counters["graph_break"]
+        assert counters["stats"]["unique_graphs"] == 2
+    finally:
+        torch._dynamo.reset()
