@@ -1,16 +1,18 @@
 """Backbones: one kind of classifier from timm and transformers, and the last spatial map inside it."""
 
+from .attribution import class_maps
 from .batch_norm import split_batch_norm
-from .capture import FeatureCapture, class_maps
+from .capture import FeatureCapture
 from .classifier import as_classifier, set_image_size
 from .data_config import DataConfig, data_config, image_processor
 from .difference import difference_salience
-from .forward import check_image_size, is_checkpointed, is_reentrant, logits_of, unwrap_model
+from .forward import check_image_size, is_checkpointed, is_reentrant, is_sharded, logits_of, unwrap_model
 from .layer import FeatureLayer
 from .pooled import PooledLayer, resolve_pooled_layer, trainable_before
 from .resolve import resolve_feature_layer
 from .saliency import saliency_maps
 from .second_order import twice_differentiable
+from .tail import Tail, resolve_tail
 from .tap import FeatureTap
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "FeatureLayer",
     "FeatureTap",
     "PooledLayer",
+    "Tail",
     "as_classifier",
     "check_image_size",
     "class_maps",
@@ -27,9 +30,11 @@ __all__ = [
     "image_processor",
     "is_checkpointed",
     "is_reentrant",
+    "is_sharded",
     "logits_of",
     "resolve_feature_layer",
     "resolve_pooled_layer",
+    "resolve_tail",
     "saliency_maps",
     "set_image_size",
     "split_batch_norm",

@@ -89,8 +89,7 @@ class _SplitBatchNorm(TorchFunctionMode):
             count = folded * self.parts[0]
             arguments = (input, count, running_mean, running_var, weight, bias, momentum, eps)
             # The compiler makes one kernel of the formula; eagerly, torch's own kernels are faster than its steps.
-            values = count * math.prod(input.shape[2:])  # of a single one torch's formula refuses to take statistics
-            fused = values > 1 and input.dtype != torch.float64 and not torch.compiler.is_compiling()
+            fused = _has_kernels(input, count, weight, running_mean) and not torch.compiler.is_compiling()
             return _ByPictures.apply(*arguments) if fused else _by_pictures(*arguments)
         pictures, *views = input.split([folded * rows for rows in self.parts])
         outputs = [F.batch_norm(pictures, running_mean, running_var, weight, bias, True, momentum, eps)]
@@ -102,6 +101,16 @@ class _SplitBatchNorm(TorchFunctionMode):
                 # Copies: the backward pass reads them, and a later forward writes over the buffers unnoticed.
                 outputs.append(F.batch_norm(view, running_mean.clone(), running_var.clone(), weight, bias, eps=eps))
         return torch.cat(outputs)
+
+
+def _has_kernels(input: Tensor, count: int, weight: Tensor | None, running_mean: Tensor | None) -> bool:
+    """Whether [`_ByPictures`] can take its place: of a single value a channel torch's formula takes no statistics."""
+    learnt = [tensor.dtype for tensor in (weight, running_mean) if tensor is not None]
+    return (
+        count * math.prod(input.shape[2:]) > 1
+        and input.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and all(dtype == torch.float32 for dtype in learnt)
+    )
 
 
 def _by_pictures(

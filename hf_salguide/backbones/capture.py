@@ -1,6 +1,5 @@
-"""Capturing a layer's map during one forward, and the logits' map on it."""
+"""Capturing a layer's map during one forward."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -8,16 +7,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..maps import class_activation_map, grad_cam, hirescam
 from .attention import PrefixAttention
 from .forward import checkpointing_failed, unwrap_model
 from .layer import FeatureLayer
 from .second_order import twice_differentiable
-
-METHODS = {"exact": "cam", "uniform": "gradcam", "generic": "hirescam"}
+from .tail import Tail
 
 
 class _Gate:
@@ -86,11 +82,12 @@ class FeatureCapture:
         self._gate = _Gate()
         self._grad_enabled = True
         self._stack: ExitStack | None = None
+        self._replayed: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise RuntimeError(f'this FeatureCapture of "{self.layer.name}" is entered already; make a new one.')
-        self._fired = [_Fired() for _ in self.layer.parts]
+        self._fired, self._replayed = [_Fired() for _ in self.layer.parts], {}
         self._grad_enabled = torch.is_grad_enabled()
         self._stack = ExitStack()
         self._stack.callback(torch.set_grad_enabled, self._grad_enabled)
@@ -121,11 +118,7 @@ class FeatureCapture:
             self._stack.enter_context(twice_differentiable())
             if part.prefix_attention and not several:
                 self._stack.enter_context(PrefixAttention(part.num_prefix_tokens, raw.shape[1]))
-            if torch.is_inference_mode_enabled():
-                raise RuntimeError(
-                    f'gradients to feature layer "{part.name}" cannot be taken under torch.inference_mode(); '
-                    "use torch.no_grad() in its place."
-                )
+            self._refuse_inference_mode(part.name)
             # The first of several layers may have switched on the grad mode that the next one meets.
             grad_enabled = torch.is_grad_enabled() and (self._grad_enabled or not several)
             if not (grad_enabled and raw.requires_grad):
@@ -230,6 +223,38 @@ class FeatureCapture:
             )
         return tuple(gradients)
 
+    def replay(self, tail: Tail, model: nn.Module, rows: int) -> tuple[Tensor, Tensor]:
+        """
+        The first rows of [`raw`], and their logits by what comes after the layer, run once more and kept.
+
+        Args:
+            tail ([`Tail`]): of the model and the layer.
+            model (`nn.Module`): the model, wrapped or not.
+            rows (`int`): how many.
+
+        Returns:
+            `tuple` of the rows, in the graph of the model where they carry a gradient, else a new leaf that requires
+            one; and of the logits `(rows, K)`, which can be differentiated twice with respect to them.
+
+        Raises:
+            RuntimeError: under `torch.inference_mode`.
+        """
+        if rows not in self._replayed:
+            self._refuse_inference_mode(self.layer.name)
+            with torch.enable_grad(), twice_differentiable():
+                raw = self.raw[:rows]
+                raw = raw if raw.requires_grad else raw.detach().requires_grad_()
+                self._replayed[rows] = raw, tail(model, raw)
+        return self._replayed[rows]
+
+    @staticmethod
+    def _refuse_inference_mode(name: str) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f'gradients to feature layer "{name}" cannot be taken under torch.inference_mode(); '
+                "use torch.no_grad() in its place."
+            )
+
     @property
     def _names(self) -> str:
         return ", ".join(f'"{name}"' for name in self.layer.names)
@@ -241,86 +266,3 @@ class FeatureCapture:
                 f'feature layer "{part.name}" has captured nothing; call the model inside the context first.'
             )
         return fired.raw
-
-
-def class_maps(
-    capture: FeatureCapture,
-    layer: FeatureLayer,
-    model: nn.Module,
-    logits: Tensor,
-    weights: Tensor,
-    method: str = "auto",
-    create_graph: bool = False,
-) -> Tensor:
-    """
-    For each sample, the map of the scalar `sum_k weights[b, k] * logits[b, k]`, in the scale of the logit.
-
-    Of several layers it is the sum of their maps, each made with what the others gave held fixed, and resized to the
-    first one's grid (bilinear, `align_corners=False`, which keeps the mean where the grids' ratios are whole numbers):
-    the mean of each is its share of the logit.
-
-    Args:
-        capture (`FeatureCapture`): of the forward that gave `logits`; with `tail_gradient=True` where the method takes
-            gradients.
-        layer (`FeatureLayer`): the captured layer.
-        model (`nn.Module`): the model, wrapped or not: the head's weight is read from it.
-        logits (`Tensor` of shape `(B, K)`): the model's output.
-        weights (`Tensor` of shape `(B, K)`): a one-hot row is a class's map, `+1` and `-1` the difference of two.
-        method (`str`, *optional*, defaults to `"auto"`): `"cam"`, `"gradcam"`, `"hirescam"`; `"auto"` takes the class
-            activation map where the read-out is exact (from the head's weight, or as Grad-CAM where no single module
-            holds it), Grad-CAM where it is uniform, HiResCAM otherwise.
-        create_graph (`bool`, *optional*, defaults to `False`): the map's gradient passes through the gradient in it.
-
-    Returns:
-        `Tensor` of shape `(B, h, w)`, signed, float32.
-
-    Raises:
-        ValueError: for an unknown method, `"cam"` without an exact read-out through one head, or weights of a wrong
-            shape.
-        RuntimeError: if the logits carry no gradient to the captured map, or gradient checkpointing is in its way.
-    """
-    if weights.shape != logits.shape:
-        raise ValueError(f"weights has shape {tuple(weights.shape)}; give one weight a logit, {tuple(logits.shape)}.")
-    method = resolve_method(layer, method)
-    with torch.autocast(logits.device.type, enabled=False):
-        if method == "cam":
-            head: Any = unwrap_model(model).get_submodule(str(layer.head))
-            return class_activation_map(capture.maps.float(), weights.float() @ head.weight.flatten(1).float())
-        gradients = capture.gradients(logits, weights, create_graph)
-        combine = grad_cam if method == "gradcam" else hirescam
-        return _summed(
-            [
-                combine(part.to_maps(raw).float(), part.to_maps(gradient).float())
-                for part, raw, gradient in zip(layer.parts, capture.raws, gradients, strict=True)
-            ]
-        )
-
-
-def _summed(maps: Sequence[Tensor]) -> Tensor:
-    """The sum of maps `(B, h, w)`, on the grid of the first."""
-    total, size = maps[0], maps[0].shape[-2:]
-    for values in maps[1:]:
-        if values.shape[-2:] != size:
-            values = F.interpolate(values.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
-        total = total + values
-    return total
-
-
-def resolve_method(layer: FeatureLayer, method: str) -> str:
-    """
-    `"cam"`, `"gradcam"` or `"hirescam"`: what [`class_maps`] will do on a layer.
-
-    Raises:
-        ValueError: for an unknown method, or `"cam"` where there is no exact read-out through one head.
-    """
-    if method == "auto":
-        return "gradcam" if layer.readout == "exact" and layer.needs_gradient else METHODS[layer.readout]
-    if method not in METHODS.values():
-        raise ValueError(f'method="{method}" is not known; choose "auto", "cam", "gradcam" or "hirescam".')
-    if method == "cam" and layer.needs_gradient:
-        readout = f"{layer.readout}{'' if layer.head else ' with no single head'}"
-        raise ValueError(
-            f'method="cam" needs a head that averages the map and applies one linear layer, but the read-out of '
-            f'"{", ".join(layer.names)}" is {readout}; take method="auto".'
-        )
-    return method

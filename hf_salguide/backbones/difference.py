@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..maps import check_rival, contrast_weights
-from .capture import FeatureCapture, class_maps
+from .attribution import class_maps
+from .capture import FeatureCapture
 from .forward import logits_of, unwrap_model
 from .layer import FeatureLayer
 from .resolve import resolve_feature_layer

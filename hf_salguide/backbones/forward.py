@@ -41,6 +41,11 @@ def is_checkpointed(model: nn.Module) -> bool:
     return any(getattr(module, flag, False) is True for module in model.modules() for flag in flags)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any parameter of a model is a `DTensor`, as `torch.distributed.fsdp.fully_shard` makes them."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
 def is_reentrant(model: nn.Module) -> bool:
     """Whether a part of a model is checkpointed by torch's reentrant kind, whose first forward has no graph."""
     by_timm = getattr(timm.layers, "use_reentrant_ckpt", bool)()

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from .capture import METHODS, FeatureCapture, class_maps, resolve_method
+from .attribution import METHODS, class_maps, resolve_method
+from .capture import FeatureCapture
 from .forward import logits_of
 from .layer import FeatureLayer
 from .resolve import resolve_feature_layer

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..backbones import data_config, logits_of, resolve_feature_layer, saliency_maps
-from ..backbones.capture import METHODS
+from ..backbones.attribution import METHODS
 from ..backbones.forward import evaluation
 from ..data import SaliencyTransform, check_table, make_transforms
 from ..data.images import is_missing, load_picture

@@ -316,6 +316,16 @@ def test_gradients_are_those_of_the_formula_in_float64(dtype, tolerance, layout)
         torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
 
 
+def test_a_model_in_half_precision_has_views():
+    model = build("test_resnet")[0].to(torch.bfloat16)
+    pictures = CASES["test_resnet"].images(5).to(torch.bfloat16)
+    with split_batch_norm([3, 2]):
+        logits = logits_of(model(torch.cat([pictures[:3], pictures[:2]])))
+    torch.testing.assert_close(logits[3:], logits[:2], rtol=0.05, atol=0.05)
+    logits.square().sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
 def test_a_compiled_forward_is_the_eager_one_without_a_graph_break():
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters

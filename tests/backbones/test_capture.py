@@ -342,7 +342,11 @@ def test_methods_and_weights_are_checked():
     with pytest.raises(ValueError, match='method="camm" is not known'):
         class_maps(capture, layer, model, logits, weights, "camm")
     with pytest.raises(ValueError, match="weights has shape"):
-        class_maps(capture, layer, model, logits, weights[:2])
+        class_maps(capture, layer, model, logits, weights[:, :2])
+    with pytest.raises(ValueError, match="weights has shape"):
+        class_maps(capture, layer, model, logits, weights[[0, 1, 2, 2]])
+    maps = class_maps(capture, layer, model, logits, weights)
+    torch.testing.assert_close(class_maps(capture, layer, model, logits, weights[:2]), maps[:2])
 
 
 def test_arithmetic_is_float32_under_autocast():

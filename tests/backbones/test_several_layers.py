@@ -23,7 +23,7 @@ from hf_salguide.backbones import (
     saliency_maps,
     trainable_before,
 )
-from hf_salguide.backbones.capture import _summed
+from hf_salguide.backbones.attribution import _summed
 from hf_salguide.data import decoy_digits
 from hf_salguide.steps import make_plan
 from hf_salguide.studies.explanation.panels import explain
