@@ -94,7 +94,7 @@ def annotated_share(dataset: Any) -> float:
         if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ValueError(
                 f"dataset is a {type(rows).__name__}, which must be consumed to count its annotated rows; use a "
-                "map-style data set."
+                "map-style data set, or leave rescale_annotated out and divide guidance_weight by the share yourself."
             )
         with _quiet_reading(len(rows)) as bar:
             flags = []

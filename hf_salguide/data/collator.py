@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
+from ..maps import reduced_saliency
 from .images import unit_saliency
 
 _DENSITY_SUM = 0.05  # how far from 1 the sum of a density may lie
@@ -25,14 +27,23 @@ class SaliencyCollator:
     * `pixel_values`, float `(B, C, H, W)`;
     * `labels`, int64 `(B,)` (float `(B, K)` for several labels a picture), unless no row has one;
     * `saliency`, uint8 `(B, H, W)`, zeros where a row is not annotated: integers, because DeepSpeed casts every
-      floating input to its own precision, and a quarter of the bytes;
+      floating input to its own precision, and a quarter of the bytes. It is there in batches without annotation as
+      well: processes that share out or gather batches need the same keys and shapes in each;
     * `has_saliency`, bool `(B,)`;
     * `sample_weight`, float32 `(B,)`, where the rows carry `weight`.
+
+    Args:
+        saliency_sizes (`Mapping`, *optional*): from a picture's `(H, W)` to the `(h, w)` that the saliency of such
+            pictures is reduced to, see [`~maps.reduced_saliency`]. Pictures of other sizes keep all of theirs. For
+            training, a [`SaliencyTrainer`] fills it in where its methods do not notice; evaluation keeps every pixel.
 
     Raises:
         ValueError: for pixel values or saliency of a wrong type, size or range, NaN included, and where only some rows
             have labels or weights; the message names the row's place in the batch.
     """
+
+    def __init__(self, saliency_sizes: Mapping[tuple[int, int], tuple[int, int]] | None = None) -> None:
+        self.saliency_sizes = dict(saliency_sizes or {})
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         if len(rows) == 0:
@@ -45,12 +56,11 @@ class SaliencyCollator:
                 f"pixel_values of row {odd} has the shape {shapes[odd]}, row 0 has {shapes[0]}; give every picture "
                 "the same size, with make_transforms or a transform of your own."
             )
-        size = shapes[0][-2:]
+        size = (shapes[0][-2], shapes[0][-1])
         maps = [self._saliency(row.get("saliency"), size, position) for position, row in enumerate(rows)]
-        empty = torch.zeros(size, dtype=torch.uint8)
         batch = {
-            "pixel_values": torch.stack(pixels),
-            "saliency": torch.stack([empty if saliency is None else saliency for saliency in maps]),
+            "pixel_values": _stack(pixels),
+            "saliency": self._carried(maps, size),
             "has_saliency": torch.tensor([saliency is not None for saliency in maps]),
         }
         labels = self._column(rows, ("labels", "label"))
@@ -64,6 +74,16 @@ class SaliencyCollator:
             agreed = [row.get("agreement") for row in rows]
             batch["agreement"] = torch.tensor([float("nan") if value is None else float(value) for value in agreed])
         return batch
+
+    def _carried(self, maps: Sequence[Tensor | None], size: tuple[int, int]) -> Tensor:
+        """The maps of a batch at the size that they travel in, zeros where there is none."""
+        carried = self.saliency_sizes.get(size, size)
+        empty = torch.zeros(carried, dtype=torch.uint8)
+        if carried != size:
+            annotated = [saliency for saliency in maps if saliency is not None]
+            reduced = iter(reduced_saliency(torch.stack(annotated), carried) if annotated else ())
+            maps = [None if saliency is None else next(reduced) for saliency in maps]
+        return _stack([empty if saliency is None else saliency for saliency in maps])
 
     @staticmethod
     def _pixels(row: Mapping[str, Any], position: int) -> Tensor:
@@ -126,3 +146,9 @@ class SaliencyCollator:
         if high > 255:
             raise ValueError(f"saliency of row {position} has integers up to {high:g}; expected 0 to 255.")
         return (saliency * 255 if high <= 1 else saliency).to(torch.uint8)
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Rows as a batch; in a worker straight into the memory that it shares with the main process."""
+    stacked: Tensor = default_collate(tensors)
+    return stacked

@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from .jpeg import jpeg_to_tensor
+
 DEEP_RANGES = (255, 4095, 65535)  # full scale of 8, 12 and 16 bits: what deep pictures are divided by
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's convert("L")
 _ROUNDING = 1e-3  # how far over 1 arithmetic may leave a float that is meant to be 1
@@ -135,6 +137,12 @@ def _to_tensor(value: Any) -> Tensor:
     return array
 
 
+def _read(value: Any) -> Tensor:
+    """What a data set holds for a picture as `(C, H, W)` in its own range, see [`open_image`]."""
+    decoded = jpeg_to_tensor(value)
+    return _to_tensor(open_image(value)) if decoded is None else decoded
+
+
 def _finite(array: Tensor, what: str) -> None:
     bad = int((~torch.isfinite(array)).sum())
     if bad:
@@ -174,7 +182,7 @@ def load_picture(image: Any, channels: int, bit_depth: int | None = None) -> Ten
     Returns:
         `Tensor` of shape `(C, H, W)`, uint8, or float32 in [0, 1]; C is 1 where `channels` is or the picture is grey.
     """
-    picture = _picture_range(_to_tensor(open_image(image)), bit_depth)
+    picture = _picture_range(_read(image), bit_depth)
     if picture.shape[0] in (2, 4):
         # An array's last channel is its opacity: on black, as for a file with transparency.
         picture = picture if picture.is_floating_point() else picture.to(torch.float32) / 255
@@ -232,7 +240,7 @@ def _is_annotators(value: Any) -> bool:
 
 def _load_map(value: Any) -> Tensor:
     """One annotator's map, `(H, W)`: uint8 in 0 to 255, or float32 in [0, 1]."""
-    array = _to_tensor(open_image(value))
+    array = _read(value)
     if array.is_floating_point():
         _finite(array, "the saliency map")
     if array.shape[0] == 3:

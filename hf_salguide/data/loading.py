@@ -18,6 +18,8 @@ from datasets import (
     DatasetInfo,
     Features,
     Image,
+    IterableDataset,
+    IterableDatasetDict,
     List,
     Value,
     load_dataset,
@@ -112,6 +114,11 @@ def open_source(path: Any) -> tuple[Path, Path] | Dataset | DatasetDict:
     """
     if isinstance(path, Dataset | DatasetDict):
         return path
+    if isinstance(path, IterableDataset | IterableDatasetDict):
+        raise ValueError(
+            f"path is a {type(path).__name__}, which cannot be looked through; give it to the trainer as it is, its "
+            "columns renamed to image, label (integers) and saliency: stream.rename_columns({...})."
+        )
     if not isinstance(path, str | os.PathLike):
         raise ValueError(
             f"path is a {type(path).__name__}; give a folder, a Hub id, a datasets.Dataset or a datasets.DatasetDict."

@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 def batch_saliency(
-    pixel_values: Tensor, saliency: Tensor | None, has_saliency: Tensor | None, empty_mask: str = "skip"
+    pixel_values: Tensor,
+    saliency: Tensor | None,
+    has_saliency: Tensor | None,
+    empty_mask: str = "skip",
+    reduced: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """
     Brings a batch's saliency to float32 in [0, 1], and says which rows count.
@@ -19,10 +23,12 @@ def batch_saliency(
         has_saliency (`Tensor` of shape `(B,)`, *optional*): boolean, which rows are annotated.
         empty_mask (`str`, *optional*, defaults to `"skip"`): `"skip"`: rows with an empty mask do not count;
             `"penalise_all"`: they do, and everything is outside.
+        reduced (`tuple[int, int]`, *optional*): `(h, w)`, another size than the picture's that saliency may have: the
+            one that the collator has been told to reduce it to.
 
     Returns:
-        `tuple` of the saliency, `(B, H, W)` float32, and a boolean `(B,)`, `True` in rows that count. Without saliency
-        in the batch no row counts.
+        `tuple` of the saliency, `(B, H, W)` or `(B, h, w)` float32, and a boolean `(B,)`, `True` in rows that count.
+        Without saliency in the batch no row counts.
 
     Raises:
         ValueError: if one of `saliency` and `has_saliency` is missing, or the saliency is of another type or size.
@@ -35,7 +41,7 @@ def batch_saliency(
         raise ValueError(
             'data_collator: a batch needs both "saliency" and "has_saliency", or neither; SaliencyCollator gives both.'
         )
-    if saliency.shape != shape:
+    if saliency.shape not in (shape, shape if reduced is None else (shape[0], *reduced)):
         raise ValueError(
             f"saliency has shape {tuple(saliency.shape)} for pixel_values of shape {tuple(pixel_values.shape)}; it "
             f"needs {shape}: bring both to the same size in the transform."

@@ -1,5 +1,6 @@
 """From a human saliency map, at the picture's size, to a target on the grid of a model's map."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,3 +31,35 @@ def saliency_target(saliency: Tensor, grid: tuple[int, int], resize: str = "area
     else:
         raise ValueError(f'resize="{resize}" is not known; choose "area" or "bilinear".')
     return min_max(resized.squeeze(1))
+
+
+def reduced_saliency(saliency: Tensor, size: tuple[int, int]) -> Tensor:
+    """
+    The area means of saliency in bytes, in bytes: what may travel in its place to methods that read area means of it.
+
+    Means are rounded to the next byte, but for two: a mean above 0 stays above 0, and one under 255 under 255. So an
+    empty mask is empty afterwards, a full one full, and no other becomes either.
+
+    Args:
+        saliency (`Tensor` of shape `(B, H, W)`): uint8 in 0 to 255.
+        size (`tuple[int, int]`): `(h, w)`, divisors of `H` and `W`.
+
+    Returns:
+        `Tensor` of shape `(B, h, w)`, uint8.
+
+    Raises:
+        ValueError: for a size that does not divide the saliency's, or saliency of another type.
+    """
+    (count, height, width), (rows, columns) = saliency.shape, size
+    if saliency.dtype != torch.uint8 or height % rows or width % columns:
+        raise ValueError(
+            f"saliency is {saliency.dtype} of the shape {(height, width)}; means of {size} need uint8 whose size "
+            f"{size} divides."
+        )
+    if (height, width) == size:
+        return saliency
+    blocks = saliency.reshape(count, rows, height // rows, columns, width // columns)
+    # One dimension after the other takes a third of the time of both at once.
+    sums = blocks.sum(dim=2, dtype=torch.int32).sum(dim=3, dtype=torch.int32)
+    means = sums / (blocks.shape[2] * blocks.shape[4])
+    return torch.where((means > 0) & (means < 255), means.round().clamp_(1, 254), means).to(torch.uint8)
