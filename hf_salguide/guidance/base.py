@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..maps import one_hot, saliency_target
+
 Place = Literal["input", "features"]
+Resolution = Literal["picture", "grid"]
 Engine = Literal["auto", "double_backward", "finite_difference"]
 BatchNorm = Literal["pictures", "separate", "running", "concat"]
 
@@ -66,7 +69,8 @@ class GuidanceBatch:
     Attributes:
         logits (`Tensor` of shape `(B, K)`): float32, in the graph.
         labels (`Tensor` of shape `(B,)`): true classes, int64.
-        saliency (`Tensor` of shape `(B, H, W)`): human saliency, float32 in [0, 1], zeros in rows without one.
+        saliency (`Tensor` of shape `(B, H, W)`): human saliency, float32 in [0, 1], zeros in rows without one. Where
+            every method's `saliency_at` is `"grid"`, `H` and `W` may be less than the picture's.
         annotated (`Tensor` of shape `(B,)`): boolean, `True` in rows that count: those with a saliency map, and, with
             `empty_mask="skip"`, with one that is not empty.
         map_of (`Callable`): takes weights `(B, K)` and gives the map `(B, h, w)` of the scalar
@@ -79,6 +83,8 @@ class GuidanceBatch:
         views (`Sequence` of [`View`]): what the model made of each of the pictures of [`Guidance.views`].
         global_batch_size (`int`): the pictures of one optimizer step, over all micro-batches and processes.
         training (`bool`): whether this batch trains the model, or evaluates it.
+        find_rows (`Callable`, *optional*): gives [`~GuidanceBatch.rows`], found once for all methods.
+        targets (`dict`): what [`~GuidanceBatch.target`] has made, for all methods of the micro-batch.
     """
 
     logits: Tensor
@@ -91,6 +97,25 @@ class GuidanceBatch:
     views: Sequence[View] = ()
     global_batch_size: int = 1
     training: bool = True
+    find_rows: Callable[[], Tensor] | None = field(default=None, repr=False)
+    targets: dict[tuple[tuple[int, int], str], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def target(self, grid: tuple[int, int], resize: str = "area") -> tuple[Tensor, Tensor]:
+        """
+        What maps are compared with, see [`~maps.saliency_target`]; made once, whoever asks and how often.
+
+        Args:
+            grid (`tuple[int, int]`): `(h, w)`, the size of the maps.
+            resize (`str`, *optional*, defaults to `"area"`): `"area"` or `"bilinear"`.
+
+        Returns:
+            `tuple` of a `Tensor` of shape `(B, h, w)` in [0, 1], which is not to be changed, and a boolean `(B,)`,
+            whether it has a place.
+        """
+        key = ((int(grid[0]), int(grid[1])), resize)
+        if key not in self.targets:
+            self.targets[key] = saliency_target(self.saliency, key[0], resize)
+        return self.targets[key]
 
     def class_map(self, classes: Tensor) -> Tensor:
         """
@@ -102,16 +127,20 @@ class GuidanceBatch:
         Returns:
             `Tensor` of shape `(B, h, w)`, signed, in the scale of the logit.
         """
-        return self.map_of(F.one_hot(classes, self.logits.shape[1]).to(self.logits.dtype))
+        return self.map_of(one_hot(classes, self.logits))
+
+    @property
+    def rows(self) -> Tensor:
+        """The places of the rows that count, `(A,)` int64, in their order. On a GPU the host waits for them."""
+        return self.annotated.nonzero().squeeze(1) if self.find_rows is None else self.find_rows()
 
     def of_annotated(self, values: Tensor) -> Tensor:
         """The rows of `values`, `(B, ...)`, that count: `(A, ...)`, in the order of the views' rows."""
-        return values[self.annotated]
+        return values.index_select(0, self.rows)
 
     def to_batch(self, values: Tensor) -> Tensor:
         """Values of the rows that count, `(A,)`, at their places in the batch, `(B,)`: 0 elsewhere."""
-        terms = values.new_zeros(len(self.annotated))
-        return terms.masked_scatter(self.annotated, values)
+        return values.new_zeros(len(self.annotated)).index_copy(0, self.rows, values)
 
 
 class Guidance(ABC):
@@ -213,6 +242,14 @@ class Guidance(ABC):
         Raises:
             ValueError: naming the option, the value and the remedy.
         """
+
+    @property
+    def saliency_at(self) -> Resolution:
+        """
+        The resolution at which it reads saliency: the `"picture"`'s, unless a method says `"grid"`: it reads nothing
+        but area means over the cells of the feature layer's grid. Training then carries less of each map.
+        """
+        return "picture"
 
     @property
     def makes_views(self) -> bool:

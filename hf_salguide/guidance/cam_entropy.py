@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..maps import entropy
-from .base import GuidanceBatch, check_choice
+from .base import GuidanceBatch, Resolution, check_choice
 from .map_guidance import MapGuidance
 from .registry import register_guidance
 
@@ -36,6 +36,10 @@ class CamEntropy(MapGuidance):
     def __init__(self, cam_class: str = "true") -> None:
         self.cam_class = check_choice("cam_class", cam_class, ("true", "predicted"))
         super().__init__(map=cam_class)
+
+    @property
+    def saliency_at(self) -> Resolution:
+        return "grid"  # it reads none
 
     def terms(self, batch: GuidanceBatch) -> Tensor:
         maps, _ = self.read_map(batch, self.cam_class)  # zeros where it is constant: their entropy is 0

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..maps import (
@@ -14,13 +13,13 @@ from ..maps import (
     energy_outside,
     kl_divergence,
     min_max,
+    one_hot,
     rival_weights,
-    saliency_target,
     squared_error,
     ssim_distance,
 )
 from ..maps.normalize import RANGE_FLOOR
-from .base import Guidance, GuidanceBatch, check_choice, check_flag
+from .base import Guidance, GuidanceBatch, Resolution, check_choice, check_flag
 from .registry import register_guidance
 
 MAPS = ("true", "predicted", "false", "difference", "absolute_difference", "one_sided_difference")
@@ -170,7 +169,7 @@ class MapGuidance(Guidance):
         Returns:
             `tuple` of a `Tensor` of shape `(B, h, w)` in [0, 1] and a boolean `(B,)`.
         """
-        wanted, placed = saliency_target(batch.saliency, grid, self.resize)
+        wanted, placed = batch.target(grid, self.resize)
         if self.reads_raw_maps:  # a share of energy can be told of an empty or a full mask as well
             wanted = torch.where(placed[:, None, None], wanted, batch.saliency.mean(dim=(1, 2), keepdim=True))
             placed = torch.ones_like(placed)
@@ -188,7 +187,7 @@ class MapGuidance(Guidance):
             `Tensor` of shape `(B, K)`.
         """
         classes = batch.logits.argmax(dim=1) if map == "predicted" else batch.labels
-        own = F.one_hot(classes, batch.logits.shape[1]).to(batch.logits.dtype)
+        own = one_hot(classes, batch.logits)
         if map in ("true", "predicted"):
             return own
         rivals = rival_weights(batch.logits, batch.labels, self.rival)
@@ -197,6 +196,12 @@ class MapGuidance(Guidance):
     def normalise(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """`N`: maps `(B, h, w)` in [0, 1], and whether each has a shape, `(B,)`."""
         return positive_part(raw) if self.positive else min_max(raw)
+
+    @property
+    def saliency_at(self) -> Resolution:
+        # Who overrides these may read saliency at any resolution.
+        own = type(self).terms is MapGuidance.terms and type(self).read_target is MapGuidance.read_target
+        return "grid" if own and self.resize == "area" else "picture"
 
     @property
     def reads_raw_maps(self) -> bool:

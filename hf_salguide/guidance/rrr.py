@@ -59,7 +59,7 @@ class RRR(Guidance):
         self.reduction = check_choice("reduction", reduction, ("normalised", "reference"))
 
     def terms(self, batch: GuidanceBatch) -> Tensor:
-        if not batch.annotated.any():
+        if self.at == "input" and not len(batch.rows):  # two passes for nothing
             return torch.zeros_like(batch.logits[:, 0])
         terms = batch.gradient_penalty(_log_probabilities, partial(self._penalty, batch))
         return torch.where(batch.annotated, terms, 0.0)

@@ -17,9 +17,9 @@ from .distances import (
 )
 from .normalize import min_max
 from .random import keyed_uniform, random_saliency
-from .rivals import RIVALS, check_rival, contrast_weights, rival_weights
+from .rivals import RIVALS, check_rival, contrast_weights, one_hot, rival_weights
 from .rollout import attention_rollout
-from .targets import saliency_target
+from .targets import reduced_saliency, saliency_target
 from .views import (
     FEATURE_DISTANCES,
     FILLS,
@@ -60,8 +60,10 @@ __all__ = [
     "keyed_uniform",
     "kl_divergence",
     "min_max",
+    "one_hot",
     "permute_pixels",
     "random_saliency",
+    "reduced_saliency",
     "rival_weights",
     "saliency_target",
     "squared_error",

@@ -1,7 +1,6 @@
 """Which combination of the logits speaks for one class and against the others."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 RIVALS = ("softmax", "max", "mean")
@@ -22,7 +21,7 @@ def rival_weights(logits: Tensor, labels: Tensor, rival: str = "softmax") -> Ten
     """
     false = logits.detach().scatter(1, labels.unsqueeze(1), -torch.inf)
     if rival == "max":
-        return F.one_hot(false.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+        return one_hot(false.argmax(dim=1), logits)
     if rival == "mean":
         false = torch.where(torch.isinf(false), false, 0.0)
     return false.softmax(dim=1)
@@ -69,4 +68,18 @@ def contrast_weights(logits: Tensor, labels: Tensor, rival: str = "softmax") -> 
             f"labels hold {int(labels.min())} to {int(labels.max())}, outside the model's {classes} classes, 0 to "
             f"{classes - 1}."
         )
-    return F.one_hot(labels, classes).to(logits.dtype) - rival_weights(logits, labels, rival)
+    return one_hot(labels, logits) - rival_weights(logits, labels, rival)
+
+
+def one_hot(classes: Tensor, logits: Tensor) -> Tensor:
+    """
+    One weight a logit: 1 for the class, 0 for the others.
+
+    Args:
+        classes (`Tensor` of shape `(B,)`): class ids, int64.
+        logits (`Tensor` of shape `(B, K)`): whose dtype and device it has.
+
+    Returns:
+        `Tensor` of shape `(B, K)`. Unlike `torch.nn.functional.one_hot` it does not look at the ids.
+    """
+    return torch.zeros_like(logits).scatter_(1, classes.unsqueeze(1), 1.0)

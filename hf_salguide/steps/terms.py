@@ -1,6 +1,8 @@
 """The weighted sum of the methods' terms."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -38,10 +40,11 @@ def guidance_terms(
     """
     total = forward.zero()
     terms_by_name = {}
+    targets: dict[Any, Any] = {}
     for method, weight in zip(methods, weights, strict=True):
         if method.transforms_inputs:
             continue
-        terms = method.terms(forward.batch(method, labels, global_batch_size))
+        terms = method.terms(replace(forward.batch(method, labels, global_batch_size), targets=targets))
         if terms.shape != labels.shape:
             raise ValueError(
                 f"{type(method).__name__}.terms gave the shape {tuple(terms.shape)}; it needs one number a picture, "
