@@ -36,15 +36,14 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance], fsdp: bool) -> None:
+def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance]) -> None:
     """
-    Refuses what methods cannot be right with: a model whose pictures have no true class or several, options that it
-    cannot meet or that cannot be saved, and FSDP.
+    Refuses what methods cannot be right with: a model whose pictures have no true class or several, and options that
+    it cannot meet or that cannot be saved.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the classifier.
         methods (`Sequence[Guidance]`): the methods.
-        fsdp (`bool`): whether the model is sharded by FSDP.
 
     Raises:
         ValueError: naming the remedy.
@@ -55,11 +54,6 @@ def check_guidable(model: PreTrainedModel, methods: Sequence[Guidance], fsdp: bo
             f"guidance={', '.join(names)} needs one true class a picture, and the model has num_labels="
             f'{config.num_labels} and problem_type={config.problem_type!r}; use guidance="none", or a classifier '
             "with at least two exclusive classes."
-        )
-    if fsdp:
-        raise ValueError(
-            "fsdp: guidance under FSDP is untested; train with DistributedDataParallel "
-            '(`accelerate launch --multi_gpu`), or with guidance="none".'
         )
     check_json(methods)
     for method in methods:

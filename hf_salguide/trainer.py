@@ -9,6 +9,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TimmWrapperImageProcessor
 from transformers.utils import logging
 
@@ -38,12 +39,17 @@ from .steps import (
     GuidanceState,
     GuidedForward,
     Plan,
+    carried_size,
+    checkpointed,
     guidance_terms,
+    kept_whole,
     make_plan,
     refuse_counted_views,
     refuse_frozen,
+    refuse_sharded,
     reusable_graph,
     run_options,
+    sharded_engines,
     step_saliency,
 )
 
@@ -94,6 +100,7 @@ class SaliencyTrainer(MeasuredTrainer):
 
     # Every term is a mean over the micro-batch; most image classifiers take **kwargs and ignore num_items_in_batch.
     loss_is_scaled_for_ga: bool | None = False
+    data_collator: Callable
 
     def __init__(
         self,
@@ -120,10 +127,11 @@ class SaliencyTrainer(MeasuredTrainer):
         args.refuse_unsupported()
         if model_init is None or model is not None:
             check_model(model)
+        collator = SaliencyCollator()
         super().__init__(
             model=model,
             args=args,
-            data_collator=SaliencyCollator() if data_collator is None else data_collator,
+            data_collator=collator if data_collator is None else data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -136,6 +144,8 @@ class SaliencyTrainer(MeasuredTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.model_accepts_loss_kwargs = False
+        self._default_collator = collator
+        self._carried: dict[tuple[int, int], tuple[int, int]] = {}  # saliency's size, by the picture's
         if compute_loss_func is not None:
             self.loss_is_scaled_for_ga = True  # it gets num_items_in_batch and is expected to divide by it
 
@@ -210,7 +220,7 @@ class SaliencyTrainer(MeasuredTrainer):
         self.remove_callback(EndOfStep)
         if not self.is_guided:
             return
-        check_guidable(self.model, self.guidance, fsdp=self.is_fsdp_enabled)
+        check_guidable(self.model, self.guidance)
         refuse_mixing(train_transform=self.train_transform, data_collator=self.data_collator)
         self._make_plan(self._size)
         if self.compute_loss_func is None and self.label_smoother is None:
@@ -230,10 +240,13 @@ class SaliencyTrainer(MeasuredTrainer):
 
     def _make_plan(self, size: tuple[int, int]) -> None:
         """Finds what the methods need of the model at hand for pictures of `(H, W)`."""
-        former = self._plan.engines
-        self._plan = make_plan(
-            self.model, self.guidance, size, self.args.feature_layer, engines=former, **self._how_run
-        )
+        refuse_sharded(self.accelerator, self.model, self.guidance, self._how_run["compiled"])
+        former, mixed_precision = self._plan.engines, self._how_run["mixed_precision"]
+        engines = former or sharded_engines(self.accelerator, self.model, self.guidance, size, mixed_precision)
+        with checkpointed(self.model, self.args):
+            self._plan = make_plan(
+                self.model, self.guidance, size, self.args.feature_layer, engines=engines, **self._how_run
+            )
         self._plan_size = size
         if self.feature_layer is not None:
             logger.info(f"Guidance reads the feature layer {self.feature_layer}")
@@ -277,6 +290,19 @@ class SaliencyTrainer(MeasuredTrainer):
         self._batch_key, self._train_means = (-1, -1), RunningMeans()
         return super()._inner_training_loop(*args, **kwargs)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; with the default collator, saliency travels at the resolution that the methods read."""
+        self._carried, given = {}, self.data_collator
+        layer = self.feature_layer
+        if given is self._default_collator and layer is not None and not self.args.random_saliency:
+            size = self._plan_size
+            self._carried = {size: carried_size(self.guidance, layer.grid, size)}
+            self.data_collator = SaliencyCollator(self._carried)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = given
+
     # ---- The loss ----
 
     def compute_loss(
@@ -308,7 +334,8 @@ class SaliencyTrainer(MeasuredTrainer):
             loss = task if self.task_weight == 1.0 else self.task_weight * task
         else:
             compiled = self._how_run["compiled"] and self._plan.input_gradient
-            with reusable_graph() if compiled else nullcontext():
+            synchronised = self.accelerator.sync_gradients
+            with reusable_graph() if compiled else nullcontext(), kept_whole(self.model, self._plan, synchronised):
                 loss, outputs = self._guided_loss(model, inputs, task_loss)
         # Whatever else a model returns would be gathered over all processes in evaluation.
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
@@ -364,7 +391,12 @@ class SaliencyTrainer(MeasuredTrainer):
             logger.warning_once("A training batch has no saliency: guidance does nothing for it.")
         args = self.args
         saliency, counts = step_saliency(
-            inputs, draws, args.empty_mask, random=args.random_saliency, invert=args.invert_saliency
+            inputs,
+            draws,
+            args.empty_mask,
+            random=args.random_saliency,
+            invert=args.invert_saliency,
+            reduced=self._carried.get((inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1])),
         )
         self._expect(inputs)
         pictures = Pictures(inputs["pixel_values"], saliency, counts, draws.uniform(""))

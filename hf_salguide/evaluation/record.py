@@ -164,7 +164,7 @@ class EvaluationRecord:
             layer = self._layers[height, width]
             with FeatureCapture(model, layer, tail_gradient=layer.needs_gradient) as capture, _first(model) as outputs:
                 output = step()
-            logits = logits_of(outputs[0]).float()
+                logits = logits_of(outputs[0]).float()
             self._maps = _predicted_maps(logits, lambda weights: class_maps(capture, layer, model, logits, weights))
         except Exception as error:
             reason = str(error)

@@ -4,8 +4,9 @@ from .draws import Draws
 from .engines import Choice
 from .forward import GuidedForward
 from .gradients import reusable_graph
-from .plan import Plan, make_plan, refuse_counted_views, refuse_frozen, run_options
-from .saliency import step_saliency
+from .plan import Plan, checkpointed, make_plan, refuse_counted_views, refuse_frozen, run_options
+from .saliency import carried_size, step_saliency
+from .sharded import kept_whole, refuse_sharded, sharded_engines, sharding_of
 from .state import EndOfStep, GuidanceState
 from .terms import guidance_terms
 
@@ -16,11 +17,17 @@ __all__ = [
     "GuidanceState",
     "GuidedForward",
     "Plan",
+    "carried_size",
+    "checkpointed",
     "guidance_terms",
+    "kept_whole",
     "make_plan",
     "refuse_counted_views",
     "refuse_frozen",
+    "refuse_sharded",
     "reusable_graph",
     "run_options",
+    "sharded_engines",
+    "sharding_of",
     "step_saliency",
 ]

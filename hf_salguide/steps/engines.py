@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..backbones import twice_differentiable
+from ..backbones import FeatureCapture, FeatureLayer, twice_differentiable
 from ..backbones.forward import (
     REFUSALS,
     describe,
@@ -99,6 +99,29 @@ def choose_engine(
     elif requested not in obstacles:
         return Choice(requested, agreement, "as requested")  # type: ignore[arg-type]
     raise ValueError(_refusal(describe(model), requested, obstacles, compiled))
+
+
+def refuse_checkpointed_maps(model: nn.Module, layer: FeatureLayer, size: tuple[int, int]) -> None:
+    """
+    Refuses maps that are gradients which gradient checkpointing does not give, by a trial on noise pictures.
+
+    Args:
+        model (`nn.Module`): the classifier, with gradient checkpointing switched on. It is left as it was.
+        layer ([`FeatureLayer`]): where the maps are made.
+        size (`tuple[int, int]`): the pictures' `(H, W)`.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    model = unwrap_model(model)
+    with _undisturbed(model):
+        images = probe_images(model, input_shape(model, size), count=2, seed=0)
+        with FeatureCapture(model, layer, tail_gradient=True) as capture:
+            logits = logits_of(model(images))
+        try:
+            capture.gradients(logits, torch.ones_like(logits), create_graph=True)
+        except RuntimeError as error:
+            raise ValueError(f"gradient_checkpointing=True: {error}") from error
 
 
 def _refusal(model: str, requested: str, obstacles: dict[str, str], compiled: bool) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones import FeatureCapture, FeatureTap, class_maps, logits_of, split_batch_norm, twice_differentiable
@@ -16,6 +17,9 @@ from ..guidance import Guidance, GuidanceBatch, Pictures, View
 from .draws import Draws
 from .gradients import Replay, double_backward, finite_difference
 from .plan import IGNORED, Plan
+
+SIZES = 4  # numbers of views that are compiled for, where each size is compiled by itself: quarters of the batch
+ROWS_BY_THEMSELVES = ("pictures", "running")  # kinds of batch statistics in which a view more changes no other
 
 
 class GuidedForward:
@@ -54,6 +58,7 @@ class GuidedForward:
         self.pictures = self._transformed(pictures)
         self._views = self._make_views()
         self._others: dict[str, Any] = {}
+        self._targets: dict[tuple[tuple[int, int], str], tuple[Tensor, Tensor]] = {}
         self._source: Tensor | None = None
         self._logits: Tensor | None = None
         self._capture: FeatureCapture | None = None
@@ -72,6 +77,20 @@ class GuidedForward:
         """The places of the rows that count, int64. On a GPU the host waits for them, so they are found on demand."""
         return self.pictures.annotated.nonzero().squeeze(1)
 
+    @cached_property
+    def _shown(self) -> Tensor:
+        """The places of the rows of which the model sees views."""
+        return self._repeated(self._rows)
+
+    def _repeated(self, values: Tensor) -> Tensor:
+        """Values of the rows that count, `(A, ...)`, some of them twice where the model is compiled for few sizes."""
+        count = len(values)
+        if not self.plan.few_sizes or self.plan.batch_norm not in ROWS_BY_THEMSELVES or count == 0:
+            return values
+        share = -(-self.count // SIZES)
+        padded = min(self.count, -(-count // share) * share)
+        return values if padded == count else values[torch.arange(padded, device=values.device) % count]
+
     def _make_views(self) -> dict[str, list[Tensor]]:
         if not self.plan.makes_views or len(self._rows) == 0:
             return {}
@@ -79,7 +98,7 @@ class GuidedForward:
         for method in self.plan.methods:
             seen = replace(self.pictures, uniform=self.draws.uniform(method.name))
             with torch.no_grad():
-                made = method.views(seen.rows(self._rows))
+                made = method.views(seen.rows(self._shown))
             if made:
                 views[method.name] = made
         return views
@@ -113,9 +132,10 @@ class GuidedForward:
             if plan.pooled is not None or plan.layers:
                 self._tap = stack.enter_context(FeatureTap(self.unwrapped, plan.layers, plan.pooled))
             outputs = self._run(self.model, pixel_values, **labels)
+            # In here, where half precision is not cut off from the map in an evaluation.
+            self._logits = logits_of(outputs).float()
         if self._replay is not None:
             self._replay.stop()
-        self._logits = logits_of(outputs).float()
         if not self._parts:
             return outputs
         total = self.count + sum(len(part) for part in self._parts)
@@ -133,7 +153,7 @@ class GuidedForward:
         parts = self._parts
         if not parts:
             return model(pixel_values=pixel_values, **labels, **self._others)
-        repeated = torch.cat([torch.arange(self.count, device=self._rows.device), *[self._rows] * len(parts)])
+        repeated = torch.cat([torch.arange(self.count, device=self._rows.device), *[self._shown] * len(parts)])
         others = {name: self._rows_of(value, repeated) for name, value in self._others.items()}
         with split_batch_norm([self.count, *(len(part) for part in parts)], self.plan.batch_norm):
             return model(pixel_values=torch.cat([pixel_values, *parts]), **labels, **others)
@@ -176,6 +196,8 @@ class GuidedForward:
             ],
             global_batch_size=global_batch_size,
             training=self.training,
+            find_rows=lambda: self._rows,
+            targets=self._targets,
         )
 
     def zero(self) -> Tensor:
@@ -194,7 +216,7 @@ class GuidedForward:
         for name, views in self._views.items():
             for view in views:
                 if name == method.name:
-                    found.append(slice(first, first + len(view)))
+                    found.append(slice(first, first + len(self._rows)))
                 first += len(view)
         return found
 
@@ -202,9 +224,9 @@ class GuidedForward:
         logits, layer = self._all_logits, self.plan.feature_layer
         if self._capture is None or layer is None:
             raise RuntimeError("no feature layer was captured.")
-        padded = torch.cat([weights, weights.new_zeros(len(logits) - self.count, weights.shape[1])])
-        maps = class_maps(self._capture, layer, self.unwrapped, logits, padded, create_graph=self.training)
-        return maps[: self.count]
+        return class_maps(
+            self._capture, layer, self.unwrapped, logits, weights, create_graph=self.training, tail=self.plan.tail
+        )
 
     def _gradient_penalty(
         self, method: Guidance, scalar: Callable[[Tensor], Tensor], penalty: Callable[[Tensor], Tensor]
@@ -215,10 +237,13 @@ class GuidedForward:
             return scalar(all_logits[: self.count])
 
         if method.gradient_at == "features" and self._capture is not None and layer is not None:
+            raw = self._capture.raw
+            if self.plan.tail is not None:
+                raw, logits = self._capture.replay(self.plan.tail, self.unwrapped, self.count)
             return double_backward(
                 logits,
-                self._capture.raw,
-                lambda raw: layer.to_maps(raw)[: self.count],
+                raw,
+                lambda gradient: layer.to_maps(gradient)[: self.count],
                 own,
                 penalty,
                 create_graph=self.training,
@@ -235,15 +260,26 @@ class GuidedForward:
         """The logits of other pictures in the rows that count, with what the first forward drew."""
         if self._replay is None:
             raise RuntimeError("the forward was not run in training; there is nothing to replay.")
-        # Other attention would round differently, and a second forward of DDP would broadcast the buffers again.
+        # Other attention would round differently.
         attention = twice_differentiable() if self.plan.double_backward else nullcontext()
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        model = _of_this_process(self.model)
         with self._replay, attention:
             if self._replay.drew:  # dropout draws one mask for the whole batch
                 whole = self.pictures.pixel_values.index_copy(0, self._rows, pictures)
                 return logits_of(self._run(model, whole))[self._rows].float()
-            others = {name: self._rows_of(value, self._rows) for name, value in self._others.items()}
-            return logits_of(model(pixel_values=pictures, **others)).float()
+            others = {name: self._rows_of(value, self._shown) for name, value in self._others.items()}
+            return logits_of(model(pixel_values=self._repeated(pictures), **others))[: len(pictures)].float()
+
+
+def _of_this_process(model: nn.Module) -> nn.Module:
+    """
+    The model without `DistributedDataParallel`, compiled as it is: a second forward of that would broadcast the
+    buffers again, which processes without a row that counts would not.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    if not isinstance(inner, DistributedDataParallel):
+        return model
+    return inner.module if inner is model else OptimizedModule(inner.module, cast(Any, model).dynamo_ctx)
 
 
 def _first_rows(value: Any, count: int, total: int) -> Any:

@@ -1,6 +1,7 @@
 """What the methods of a run need of the model, found once for a model and a picture size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +16,19 @@ from ..backbones import (
     FeatureLayer,
     FeatureTap,
     PooledLayer,
+    Tail,
     is_checkpointed,
     is_reentrant,
     resolve_feature_layer,
     resolve_pooled_layer,
+    resolve_tail,
     trainable_before,
     unwrap_model,
 )
 from ..backbones.forward import REFUSALS, describe, evaluation, input_shape, probe_images
 from ..guidance import Guidance
 from ..names import POOLED
-from .engines import Choice, choose_engine
+from .engines import Choice, choose_engine, refuse_checkpointed_maps
 
 IGNORED = -100  # the label of a view's row: the task's loss leaves it out
 LOSS_TOLERANCE = 1e-2  # relative; a loss that counts such a row is off by a third in the trial, or meaningless
@@ -39,20 +42,25 @@ class Plan:
     Attributes:
         methods (`tuple[Guidance, ...]`): the methods, in the order of their weights.
         feature_layer ([`FeatureLayer`], *optional*): where maps are made, if any method asks for one.
-        tail_gradient (`bool`): whether gradients with respect to that layer's output are taken.
+        tail_gradient (`bool`): whether gradients with respect to that layer's output are taken in the model's graph.
+        tail ([`Tail`], *optional*): what comes after that layer, where such gradients are taken, but the model's own
+            graph does not give them.
         pooled ([`PooledLayer`], *optional*): where the pooled vector is read, if any method asks for it.
         layers (`tuple[str, ...]`): further modules whose outputs are read.
         engines (`dict` from a method's name to [`Choice`]): how its input gradient is differentiated.
         batch_norm (`str`): how batch normalisation treats views, see [`Guidance`].
+        few_sizes (`bool`): whether views have to come in a few sizes, for each is compiled by itself.
     """
 
     methods: tuple[Guidance, ...]
     feature_layer: FeatureLayer | None = None
     tail_gradient: bool = False
+    tail: Tail | None = None
     pooled: PooledLayer | None = None
     layers: tuple[str, ...] = ()
     engines: Mapping[str, Choice] = field(default_factory=dict)
     batch_norm: str = "pictures"
+    few_sizes: bool = False
 
     @property
     def makes_views(self) -> bool:
@@ -83,11 +91,30 @@ def run_options(accelerator: Accelerator, args: TrainingArguments, model: nn.Mod
     reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     return {
         "compiled": compiled,
+        # `accelerate launch` says so unless it is told otherwise.
+        "static": compiled and accelerator.state.dynamo_plugin.dynamic is False,
         "mixed_precision": accelerator.mixed_precision != "no",
         "checkpointed": args.gradient_checkpointing or is_checkpointed(model),
         "reentrant": bool(reentrant) or is_reentrant(model),
         "processes": args.world_size,
     }
+
+
+@contextmanager
+def checkpointed(model: nn.Module, args: TrainingArguments) -> Iterator[None]:
+    """The model with gradient checkpointing as `Trainer` switches it on when training starts, and off again."""
+    switch: Any = model
+    if not args.gradient_checkpointing or is_checkpointed(model):
+        yield
+        return
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before 5.23
+    given = dict(args.gradient_checkpointing_kwargs or {})
+    others = {name: given.pop(name) for name in ("every_n_layers", "offload") if name in given}
+    getattr(switch, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": given or None}, **others)
+    try:
+        yield
+    finally:
+        getattr(switch, f"{kind}_checkpointing_disable")()
 
 
 def make_plan(
@@ -97,6 +124,7 @@ def make_plan(
     feature_layer: str | Sequence[str] | None = None,
     engines: Mapping[str, Choice] | None = None,
     compiled: bool = False,
+    static: bool = False,
     mixed_precision: bool = False,
     checkpointed: bool = False,
     reentrant: bool = False,
@@ -112,8 +140,9 @@ def make_plan(
         feature_layer (`str` or `list[str]`, *optional*): the layer or layers that maps are made of; default: resolved.
         engines (`dict`, *optional*): the choices of an earlier plan, which are kept: an engine does not change in the
             middle of a run.
-        compiled, mixed_precision, checkpointed, reentrant (`bool`, *optional*, default to `False`): how the model will
-            be run: by `torch.compile`, under autocast, with gradient checkpointing, with its reentrant kind.
+        compiled, static, mixed_precision, checkpointed, reentrant (`bool`, *optional*, default to `False`): how the
+            model will be run: by `torch.compile`, with `dynamic=False`, under autocast, with gradient checkpointing
+            (which is switched on already), with its reentrant kind.
         processes (`int`, *optional*, defaults to 1): how many processes train it together.
 
     Returns:
@@ -140,12 +169,12 @@ def make_plan(
             f'feature_layer={list(layer.names)} are {len(layer.names)}; name one of them, or set at="input" in '
             "guidance_options."
         )
-    if layer is not None and compiled and (at_features or layer.needs_gradient):
-        raise ValueError(
-            f'torch_compile=True: guidance takes a gradient with respect to "{", ".join(layer.names)}", which a '
-            "compiled model does not give; leave torch_compile out, or take a method and a backbone whose map is "
-            "exact."
-        )
+    tail_gradient = layer is not None and (bool(at_features) or layer.needs_gradient)
+    tail = None
+    if layer is not None and tail_gradient and compiled:
+        tail = _tail_of(model, layer, size)
+    elif layer is not None and tail_gradient and checkpointed:
+        refuse_checkpointed_maps(model, layer, size)
     named = {name for method in methods for name in method.layers}
     pooled = resolve_pooled_layer(model, size) if POOLED in named else None
     layers = FeatureTap(model, sorted(named - {POOLED}), pooled).names  # refuses a name that the model does not have
@@ -153,36 +182,47 @@ def make_plan(
     if len(modes) > 1:
         raise ValueError(f"batch_norm={sorted(modes)}: methods that share a forward need the same choice.")
     batch_norm = next(iter(modes), "pictures")
+    split = False
     if modes and batch_norm != "concat":
-        _refuse_split_batch_norm(model, batch_norm, compiled, checkpointed, processes)
+        split = _refuse_split_batch_norm(model, batch_norm, compiled, checkpointed, processes)
     chosen = dict(engines or {})
     for method in methods:
         if method.gradient_at == "input" and method.name not in chosen:
             chosen[method.name] = choose_engine(
                 model, size, method.gradient_engine, compiled=compiled, mixed_precision=mixed_precision
             )
-    shifted = [name for name, choice in chosen.items() if choice.engine == "finite_difference"]
-    if shifted and compiled and processes > 1:
-        raise ValueError(
-            f"torch_compile=True in {processes} processes: the second forward of "
-            f'gradient_engine="finite_difference" (guidance={", ".join(shifted)}) is untested there; leave '
-            "torch_compile out, or train in one process."
-        )
     return Plan(
         methods=tuple(methods),
         feature_layer=layer,
-        tail_gradient=layer is not None and (bool(at_features) or layer.needs_gradient),
+        tail_gradient=tail_gradient and tail is None,
+        tail=tail,
         pooled=pooled,
         layers=layers,
         engines=chosen,
         batch_norm=batch_norm,
+        few_sizes=static or (compiled and split),
     )
+
+
+def _tail_of(model: nn.Module, layer: FeatureLayer, size: tuple[int, int]) -> Tail:
+    """What comes after a layer of a model that gives no gradient to it."""
+    try:
+        return resolve_tail(model, layer, size)
+    except ValueError as error:
+        raise ValueError(
+            f'torch_compile=True: guidance takes a gradient with respect to "{", ".join(layer.names)}", which a '
+            f"compiled model does not give ({str(error).rstrip('.')}); leave torch_compile out, or take a method "
+            "without such a gradient, or a backbone that averages its last map."
+        ) from error
 
 
 def _refuse_split_batch_norm(
     model: nn.Module, batch_norm: str, compiled: bool, checkpointed: bool, processes: int
-) -> None:
-    """Refuses what normalises views outside the context in which their statistics are not those of one batch."""
+) -> bool:
+    """
+    Refuses what normalises views outside the context in which their statistics are not those of one batch, or would
+    be compiled for each number of views; whether there is any batch normalisation.
+    """
     norms = [module for module in unwrap_model(model).modules() if isinstance(module, _BatchNorm)]
     if processes > 1 and any(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
         raise ValueError(
@@ -190,14 +230,17 @@ def _refuse_split_batch_norm(
             f'batch_norm="{batch_norm}" does not; set batch_norm="concat" in guidance_options, or leave '
             "SyncBatchNorm out."
         )
-    if not norms:
-        return
-    for argument, given in (("torch_compile", compiled), ("gradient_checkpointing", checkpointed)):
-        if given:
-            raise ValueError(
-                f'{argument}=True: views cannot keep batch_norm="{batch_norm}" statistics under it; leave it out, or '
-                'set batch_norm="concat" in guidance_options.'
-            )
+    if norms and checkpointed:
+        raise ValueError(
+            f'gradient_checkpointing=True: views cannot keep batch_norm="{batch_norm}" statistics under it; leave it '
+            'out, or set batch_norm="concat" in guidance_options.'
+        )
+    if norms and compiled and batch_norm == "separate":
+        raise ValueError(
+            'torch_compile=True: batch_norm="separate" would be compiled for each number of annotated pictures; leave '
+            'torch_compile out, or set batch_norm="pictures" in guidance_options.'
+        )
+    return bool(norms)
 
 
 def refuse_frozen(model: nn.Module, plan: Plan, size: tuple[int, int]) -> None:

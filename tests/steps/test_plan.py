@@ -155,17 +155,27 @@ def test_an_engine_that_the_model_cannot_do(tmp_path):
         make_trainer(build("vit_average"), tmp_path, guidance="rrr", guidance_options=options, **compiled)
     with pytest.raises(ValueError, match=r'gradient_engine="auto" is not possible.*leave torch_compile out'):
         make_trainer(build("resnet"), tmp_path, guidance="rrr", **compiled)
-    with pytest.raises(ValueError, match="torch_compile=True: guidance takes a gradient"):
-        make_trainer(build("resnet"), tmp_path, guidance="rrr", guidance_options={"at": "features"}, **compiled)
+    options = {"at": "features"}
+    with pytest.raises(ValueError, match="torch_compile=True: guidance takes a gradient.*leave torch_compile out"):
+        make_trainer(build("vit_class_token"), tmp_path, guidance="rrr", guidance_options=options, **compiled)
+    assert make_trainer(build("resnet"), tmp_path, guidance="rrr", guidance_options=options, **compiled)._plan.tail
     trainer = make_trainer(build("vit_average"), tmp_path, guidance="rrr", **compiled)
     assert trainer.gradient_engines["rrr"].engine == "finite_difference"
 
 
-@pytest.mark.parametrize("argument", ["torch_compile", "gradient_checkpointing"])
-def test_views_that_could_not_keep_their_batch_statistics(argument, tmp_path):
+@pytest.mark.parametrize(
+    ("argument", "kind", "message"),
+    [
+        ("torch_compile", "separate", 'batch_norm="separate" would be compiled for each number.*set batch_norm='),
+        ("gradient_checkpointing", "pictures", 'views cannot keep batch_norm="pictures".*set batch_norm="concat"'),
+        ("gradient_checkpointing", "separate", 'views cannot keep batch_norm="separate".*set batch_norm="concat"'),
+    ],
+)
+def test_views_that_could_not_keep_their_batch_statistics(argument, kind, message, tmp_path):
     arguments = {argument: True, "torch_compile_backend": "eager"} if "compile" in argument else {argument: True}
-    with pytest.raises(ValueError, match=f'{argument}=True: views cannot keep batch_norm="pictures"'):
-        make_trainer(build("resnet"), tmp_path, guidance="actdiff", **arguments)
+    options = {"batch_norm": kind}
+    with pytest.raises(ValueError, match=f"{argument}=True: {message}"):
+        make_trainer(build("resnet"), tmp_path, guidance="actdiff", guidance_options=options, **arguments)
     make_trainer(build("resnet"), tmp_path, guidance="actdiff", guidance_options={"batch_norm": "concat"}, **arguments)
     make_trainer(build("vit_average"), tmp_path, guidance="actdiff", **arguments)
 
@@ -239,13 +249,14 @@ def test_checkpointing_that_the_user_switched_on_is_seen(name, tmp_path):
             later.train()
 
 
-def test_a_compiled_model_in_several_processes_has_no_second_forward():
-    methods = [get_guidance("rrr")]
-    plan = make_plan(build("vit_average"), methods, (64, 96), compiled=True)
-    assert plan.finite_difference
-    with pytest.raises(ValueError, match=r"torch_compile=True in 2 processes.*guidance=rrr.*leave torch_compile out"):
-        make_plan(build("vit_average"), methods, (64, 96), compiled=True, processes=2)
-    assert make_plan(build("vit_average"), methods, (64, 96), processes=2).finite_difference
+def test_views_of_a_compiled_model_with_batch_normalisation_come_in_a_few_sizes():
+    def few(name, **how):
+        return make_plan(build(name), [get_guidance("actdiff")], (64, 96), **how).few_sizes
+
+    assert few("resnet", compiled=True)
+    assert few("convnext", compiled=True, static=True)
+    assert not few("resnet")
+    assert not few("convnext", compiled=True)
 
 
 def test_synchronised_batch_norm_goes_with_one_batch_of_pictures_and_views():

@@ -8,7 +8,6 @@ from transformers import TrainingArguments
 
 from hf_salguide import SaliencyTrainer, SaliencyTrainingArguments
 from hf_salguide.data import decoy_digits
-from hf_salguide.inputs import check_guidable
 
 
 @pytest.mark.parametrize(
@@ -194,12 +193,6 @@ def test_a_method_whose_terms_are_not_one_a_picture(tmp_path, monkeypatch):
 def test_a_compiled_model_whose_map_is_a_gradient(tmp_path):
     with pytest.raises(ValueError, match="torch_compile=True: guidance takes a gradient.*blocks.*leave torch_comp"):
         make_trainer(build("vit_class_token"), tmp_path, torch_compile=True, torch_compile_backend="eager")
-
-
-def test_fsdp(tmp_path):
-    trainer = make_trainer(build("resnet"), tmp_path)
-    with pytest.raises(ValueError, match="guidance under FSDP is untested"):
-        check_guidable(trainer.model, trainer.guidance, fsdp="full_shard")
 
 
 def test_one_class_only(tmp_path):

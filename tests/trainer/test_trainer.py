@@ -252,7 +252,7 @@ def test_pictures_are_brought_to_the_size_that_the_model_is_saved_with(tmp_path)
     )
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["pixel_values"].shape == (8, 3, 64, 64)
-    assert batch["saliency"].shape == (8, 64, 64)
+    assert batch["saliency"].shape == (8, 8, 8)  # as much as CYBORG reads
     assert batch["has_saliency"].all()
     trainer.train()
     assert trainer.evaluate(dataset["ood"])["eval_cyborg_loss"] > 0
@@ -270,7 +270,9 @@ def test_height_comes_before_width(tmp_path):
     model = as_classifier("test_resnet", label_names=dataset.features["label"].names)
     trainer = make_trainer(model, tmp_path, train_dataset=dataset, image_size=[64, 96])
     batch = next(iter(trainer.get_train_dataloader()))
-    assert batch["pixel_values"].shape[2:] == batch["saliency"].shape[1:] == (64, 96)
+    assert batch["pixel_values"].shape[2:] == (64, 96)
+    assert batch["saliency"].shape[1:] == (8, 12)  # four parts a side of each cell
+    assert trainer.data_collator([trainer.train_dataset[0]])["saliency"].shape[1:] == (64, 96)
     assert trainer.feature_layer.grid == (2, 3)
 
 

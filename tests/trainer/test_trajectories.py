@@ -8,7 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from parity_run import RUNS, train
+from parity_run import (
+    ANNOTATED,
+    LACKING,
+    ON_ONE_PROCESS,
+    PICTURES,
+    READ_OUTS,
+    RUNS,
+    STATISTICS,
+    STEPS,
+    UNEVEN,
+    UNEVEN_RUN,
+    evaluate,
+    network,
+    state_of,
+    train,
+)
 from support import Rows, build, make_batch, make_trainer
 from transformers import Trainer, TrainingArguments
 
@@ -20,52 +35,109 @@ def largest_difference(first, second):
     return max((first[key] - second[key]).abs().max().item() for key in first)
 
 
-def run_two_processes(output, batch_size, *flags):
-    """Two gloo processes; judged by what rank 0 wrote, since they may abort when the interpreter exits."""
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, worker_id):
+    """
+    Every run in two gloo processes: one launch for all, and for all workers of the test run. Judged by what rank 0
+    wrote, since they may abort when the interpreter exits.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    output = (folder if worker_id == "master" else folder.parent) / "two_processes.pt"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(SCRIPT), str(output)]
-    command += ["--batch-size", str(batch_size), *flags]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert output.exists(), finished.stderr[-4000:]
-    return torch.load(output, weights_only=False)
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, worker_id):
-    """Every run in two processes of four pictures each: one launch for all, and for all workers of the test run."""
-    folder = tmp_path_factory.getbasetemp()
-    output = (folder if worker_id == "master" else folder.parent) / "two_processes.pt"
     with FileLock(f"{output}.lock"):
         if not output.exists():
-            run_two_processes(output, 4)
+            finished = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=500, check=False
+            )
+            assert output.exists(), finished.stderr[-4000:]
     return torch.load(output, weights_only=False)
+
+
+def tolerances(trainer):
+    """
+    Of weights, and relative ones of losses: a finite difference is one of two gradients that are nearly the same, and
+    magnifies their rounding.
+    """
+    differenced = any(choice.engine == "finite_difference" for choice in trainer.gradient_engines.values())
+    return (2e-5, 5e-3) if differenced else (1e-6, 1e-4)
 
 
 @pytest.mark.parametrize("run", list(RUNS))
-def test_batch_accumulation_and_processes_give_one_trajectory(tmp_path, run, two_processes):
-    trainer, whole = train(tmp_path, 8, 1, **RUNS[run])
-    _, accumulated = train(tmp_path, 2, 4, **RUNS[run])
-    two = two_processes[run]
-    assert two["world_size"] == 2
+def test_accumulation_and_processes_give_one_trajectory(tmp_path, run, two_processes):
+    """{1, 2} processes, {1, 4} micro-batches: always the same eight pictures an optimizer step."""
+    trainer, whole = train(tmp_path, PICTURES, 1, **RUNS[run])
+    _, accumulated = train(tmp_path, PICTURES // 4, 4, **RUNS[run])
+    assert two_processes["world_size"] == 2
     assert largest_difference(whole, build("vit_class_token").state_dict()) > 1e-3
-    # A finite difference is one of two gradients that are nearly the same: it magnifies their rounding.
-    differenced = any(choice.engine == "finite_difference" for choice in trainer.gradient_engines.values())
-    tolerance, relative = (2e-5, 5e-3) if differenced else (1e-6, 1e-4)
+    tolerance, relative = tolerances(trainer)
     assert largest_difference(whole, accumulated) < tolerance
-    assert largest_difference(whole, two["weights"]) < tolerance
-    means = ("eval_loss", "eval_task_loss")
-    names = [name for name in trainer.metrics if name.endswith("_loss") and name not in means]
-    first, second = (
-        [entry for entry in log if "task_loss" in entry] for log in (trainer.state.log_history, two["log"])
-    )
-    assert len(first) == 2
-    for one, other in zip(first, second, strict=True):
-        for name in ("loss", "task_loss", *(name.removeprefix("eval_") for name in names)):
-            assert one[name] == pytest.approx(other[name], rel=relative, abs=1e-7), name
+    metrics, of_two = evaluate(trainer), two_processes[run, "metrics"]
     # The task's loss is a mean of batch means, as in Trainer, and shifts with the padded last batch; the terms do not.
+    means = ("eval_loss", "eval_task_loss")
+    names = [name for name in metrics if name.endswith("_loss") and name not in means]
+    for accumulation in (1, 4):
+        two = two_processes[run, accumulation]
+        assert largest_difference(whole, two["weights"]) < tolerance
+        (one_log,), (two_log,) = (
+            [entry for entry in log if "task_loss" in entry] for log in (trainer.state.log_history, two["log"])
+        )
+        for name in ("loss", "task_loss", *(name.removeprefix("eval_") for name in names)):
+            assert one_log[name] == pytest.approx(two_log[name], rel=relative, abs=1e-7), name
     for name in names:
-        assert trainer.metrics[name] == pytest.approx(two["metrics"][name], rel=relative, abs=1e-7), name
+        assert metrics[name] == pytest.approx(of_two[name], rel=relative, abs=1e-7), name
+
+
+@pytest.mark.parametrize("kind", list(READ_OUTS))
+def test_two_processes_with_other_maps(tmp_path, kind, two_processes):
+    trainer, one = train(tmp_path, PICTURES, 1, name=READ_OUTS[kind], guidance="cyborg")
+    assert trainer.feature_layer.readout == kind
+    assert largest_difference(one, network(READ_OUTS[kind]).state_dict()) > 1e-3
+    assert largest_difference(one, two_processes[kind]["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+def test_the_wrapped_model_is_called_once_a_micro_batch(run, two_processes):
+    """Extra views come in the same call; the second forward of finite differences goes to the model inside."""
+    assert [two_processes[run, accumulation]["calls"] for accumulation in (1, 4)] == [STEPS, 4 * STEPS]
+
+
+@pytest.mark.parametrize("run", list(LACKING))
+def test_a_process_without_annotated_pictures(tmp_path, run, two_processes):
+    trainer, one = train(tmp_path, PICTURES, 1, ON_ONE_PROCESS, **LACKING[run])
+    first, second = two_processes["lacking", run]
+    assert largest_difference(one, first["weights"]) < tolerances(trainer)[0]
+    assert largest_difference(first["weights"], second["weights"]) == 0
+    state = state_of(trainer)
+    assert first["state"].keys() == state.keys()
+    assert ("actdiff_adversarial" in state) == (run == "adversarial")
+    for name, values in state.items():
+        assert largest_difference(first["state"][name], second["state"][name]) == 0
+        # Adam divides a gradient by its size, and so magnifies the rounding of small ones.
+        assert largest_difference(values, first["state"][name]) < 1e-4
+
+
+def test_an_uneven_last_batch_is_filled_up_from_the_start(tmp_path, two_processes):
+    """As accelerate does (`even_batches`): 11 pictures in two processes of four are those of one with 16."""
+    rows = [*range(UNEVEN), *range(2 * PICTURES - UNEVEN)]
+    batch = make_batch((64, 96), UNEVEN, annotated=ANNOTATED)
+    filled = Rows({name: values[rows] for name, values in batch.items()})
+    _, one = train(tmp_path, PICTURES, 1, ANNOTATED[:UNEVEN], rows=filled, **UNEVEN_RUN)
+    first, second = two_processes["uneven"]
+    assert largest_difference(one, first) < 1e-6
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, build("vit_class_token").state_dict()) > 1e-3
+
+
+@pytest.mark.parametrize("run", [run for run in STATISTICS if run != "plain"])
+def test_batch_statistics_of_two_processes_are_those_of_plain_training(run, two_processes):
+    """Each process has those of its own pictures, and takes the first one's at the next forward, as DDP does."""
+    plain, guided = two_processes["statistics", "plain"], two_processes["statistics", run]
+    assert largest_difference(plain[0], build("resnet").state_dict()) > 1e-3
+    assert largest_difference(*plain) > 0
+    for expected, found in zip(plain, guided, strict=True):
+        assert largest_difference(expected, found) == 0
 
 
 def ten_steps(trainer_class, arguments_class, tmp_path, name="resnet", **arguments):
