@@ -37,15 +37,18 @@ def permute_pixels(pictures: Tensor, uniform: Callable[[int], Tensor], movable: 
         `Tensor` of shape `(B, C, H, W)`.
     """
     batch, channels, height, width = pictures.shape
-    order = uniform(height * width)
+    numbers = uniform(height * width)
+    if numbers.dtype == torch.float32:
+        numbers = numbers.view(torch.int32)  # the bits of positive numbers are in the same order, and sort faster
     if movable is None:
-        source = order.argsort(dim=1, stable=True)
+        source = numbers.argsort(dim=1, stable=True)
     else:
-        fixed = ~movable.flatten(1)
-        # Numbers are under 1, so both sorts list the movable pixels first, and the fixed ones in reading order.
-        order = order.masked_fill(fixed, 2.0).argsort(dim=1, stable=True)
-        places = fixed.to(torch.uint8).argsort(dim=1, stable=True)
-        source = torch.empty_like(order).scatter_(1, places, order)
+        moves = movable.flatten(1)
+        # Movable pixels come first, in the order of their numbers; each takes the next of them.
+        order = numbers.masked_fill(~moves, torch.iinfo(torch.int32).max).argsort(dim=1, stable=True)
+        rank = moves.cumsum(dim=1, dtype=torch.int32).sub_(1).clamp_(min=0).long()
+        places = torch.arange(height * width, device=pictures.device)
+        source = torch.where(moves, order.gather(1, rank), places)
     index = source.unsqueeze(1).expand(batch, channels, height * width)
     return pictures.flatten(2).gather(2, index).reshape(pictures.shape)
 
