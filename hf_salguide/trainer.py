@@ -41,6 +41,7 @@ from .steps import (
     Plan,
     carried_size,
     checkpointed,
+    guarded_hooks,
     guidance_terms,
     kept_whole,
     make_plan,
@@ -288,7 +289,8 @@ class SaliencyTrainer(MeasuredTrainer):
         refuse_frozen(self.model, self._plan, self._size)
         self._state.forget()
         self._batch_key, self._train_means = (-1, -1), RunningMeans()
-        return super()._inner_training_loop(*args, **kwargs)
+        with guarded_hooks() if self.is_guided and self._how_run["compiled"] else nullcontext():
+            return super()._inner_training_loop(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`; with the default collator, saliency travels at the resolution that the methods read."""

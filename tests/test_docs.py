@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize(
     ("page", "name"),
     [("README.md", name) for name in ("methods", "demo", "demo_all", "cost", "zoo")]
-    + [("docs/cost.md", "steps")]
+    + [("docs/cost.md", name) for name in ("bounds", "costs", "steps", "extraction", "startup", "scaling", "loader")]
     + [("docs/backbones.md", name) for name in ("survey", "timm", "transformers")],
 )
 def test_the_tables_are_those_that_the_recorded_results_give(page, name):
@@ -28,6 +28,64 @@ def test_the_tables_are_those_that_the_recorded_results_give(page, name):
     assert found, name
     assert found.group(1).strip() == tables()[name]
     assert len(found.group(1).splitlines()) >= 3
+
+
+@pytest.mark.parametrize("name", ["machine", "shortfalls"])
+def test_the_page_of_costs_says_with_what_and_what_falls_short(name):
+    sys.path.insert(0, str(ROOT / "tools"))
+    from readme import tables
+
+    text = (ROOT / "docs" / "cost.md").read_text()
+    assert f"-->\n{tables()[name]}\n<!-- /{name} -->" in text
+
+
+def test_every_bound_on_the_costs_is_measured():
+    from hf_salguide.studies.bench.bounds import Figures, findings
+
+    figures = Figures.read(json.loads((ROOT / "docs" / "bench.json").read_text()))
+    assert [finding.bound.what for finding in findings(figures) if not finding.measured] == []
+    assert {result.annotated for result in figures.steps} >= {0.25, 1.0}
+    assert len({(result.image_size, result.batch_size) for result in figures.steps}) >= 3
+    assert (ROOT / "docs" / "bench.png").stat().st_size > 10_000
+
+
+def test_benchmarks_of_different_versions_are_not_put_together():
+    sys.path.insert(0, str(ROOT / "tools"))
+    from readme import put_together
+
+    parts = [
+        {"machine": {"torch": "2.15"}, "steps": [1]},
+        {"machine": {"captum": "0.9"}, "steps": [2], "scaling": [3]},
+    ]
+    together = {"machine": {"torch": "2.15", "captum": "0.9"}, "steps": [1, 2], "scaling": [3]}
+    assert put_together(parts) == together
+    with pytest.raises(ValueError, match=r"torch: 2.14 in one file, 2.15 in another"):
+        put_together([*parts, {"machine": {"torch": "2.14"}}])
+
+
+def test_the_commands_of_the_page_of_costs_are_accepted(monkeypatch):
+    import shlex
+
+    import torch
+
+    import hf_salguide.cli.bench as command
+    from hf_salguide.cli.parsing import parse
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    text = (ROOT / "docs" / "cost.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^hf-salguide bench (.*)$", text, re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        (args,) = parse([command.BenchArguments], shlex.split(line), "bench", "")
+        settings, methods, _ = command._checked(args)
+        assert settings
+        assert methods
+    sys.path.insert(0, str(ROOT / "tools"))
+    from bench import PARTS
+
+    for arguments in PARTS.values():
+        (args,) = parse([command.BenchArguments], ["--device", "cpu", *arguments], "bench", "")
+        assert command._checked(args)
 
 
 def test_the_page_of_backbones_has_every_family():

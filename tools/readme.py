@@ -2,9 +2,9 @@
 
     hf-salguide demo --output_dir runs/demo
     hf-salguide demo --methods all --output_dir runs/demo_all
-    hf-salguide bench --json runs/bench.json
+    python tools/bench.py --output_dir runs/bench
     hf-salguide backbones --train true --processes 2 --json runs/backbones.json
-    python tools/readme.py --demo runs/demo --demo_all runs/demo_all --bench runs/bench.json \
+    python tools/readme.py --demo runs/demo --demo_all runs/demo_all --bench runs/bench/*.json \
         --backbones runs/backbones.json
 
 The results are copied to docs/ and the tables are rendered from there; tests compare the two. `--demo_all` and
@@ -15,16 +15,29 @@ import argparse
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from hf_salguide.cli.methods import methods_table
-from hf_salguide.studies.bench import BenchResult, bench_table, cost_table
+from hf_salguide.studies.bench.bounds import Figures, bounds_table, shortfalls
+from hf_salguide.studies.bench.loader import loader_table
+from hf_salguide.studies.bench.plot import save_plot
+from hf_salguide.studies.bench.steps import BenchResult
+from hf_salguide.studies.bench.tables import (
+    bench_table,
+    cost_table,
+    extraction_table,
+    machine_line,
+    scaling_table,
+    startup_table,
+)
 from hf_salguide.studies.demo import Run, demo_table
 from hf_salguide.studies.survey import Row, survey_counts, survey_summary, survey_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+README_METHODS = ("cyborg", "energy", "gradmask(at=features)", "actdiff", "sage", "gradmask", "rrr")
 PAGES = ("README.md", "docs/cost.md", "docs/backbones.md")
 
 
@@ -35,20 +48,53 @@ def recorded(name: str) -> Any:
 
 def tables() -> dict[str, str]:
     """The tables by the name of their section, from the code and the results in docs/."""
-    steps = [BenchResult(**result) for result in recorded("bench.json")["steps"]]
+    bench = recorded("bench.json")
+    costs = Figures.read(bench)
     survey = recorded("backbones.json")
     rows = [Row(**row) for row in survey["rows"]]
     return {
         "methods": methods_table(),
         "demo": demo_table([Run(**run) for run in recorded("demo.json")]),
         "demo_all": demo_table([Run(**run) for run in recorded("demo_all.json")]),
-        "cost": cost_table(steps),
-        "steps": bench_table(steps),
+        "cost": cost_table([result for result in costs.steps if _in_readme(result, costs.steps[0])]),
+        "machine": machine_line(bench["machine"]),
+        "bounds": bounds_table(costs),
+        "shortfalls": shortfalls(costs),
+        "costs": cost_table(costs.steps),
+        "steps": bench_table(costs.steps),
+        "extraction": extraction_table(costs.extraction),
+        "startup": startup_table(costs.startup),
+        "scaling": scaling_table(costs.scaling),
+        "loader": loader_table(costs.loader),
         "survey": f"{measured_with(survey['versions'])}\n\n{survey_summary(rows)}",
         "zoo": survey_counts(rows),
         "timm": survey_table([row for row in rows if row.library == "timm"]),
         "transformers": survey_table([row for row in rows if row.library == "transformers"]),
     }
+
+
+def _in_readme(result: BenchResult, first: BenchResult) -> bool:
+    """The methods that stand for the others, at the first of the sizes."""
+    sized = (result.image_size, result.batch_size) == (first.image_size, first.batch_size)
+    return sized and result.method in README_METHODS
+
+
+def put_together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    The results of several benchmarks in one.
+
+    Raises:
+        ValueError: if they were measured with other versions, or on other machines.
+    """
+    content: dict[str, Any] = {"machine": {}}
+    for part in parts:
+        for name, value in part["machine"].items():
+            if content["machine"].setdefault(name, value) != value:
+                raise ValueError(f"{name}: {value} in one file, {content['machine'][name]} in another; measure anew.")
+        for name, results in part.items():
+            if name != "machine":
+                content.setdefault(name, []).extend(results)
+    return content
 
 
 def measured_with(versions: dict[str, str]) -> str:
@@ -80,10 +126,12 @@ def main() -> None:
         runs = [run for folder in options.demo_all for run in json.loads((folder / "results.json").read_text())]
         (DOCS / "demo_all.json").write_text(json.dumps(runs, indent=2))
     if options.bench:
-        parts = [json.loads(path.read_text()) for path in options.bench]
-        steps = [step for part in parts for step in part["steps"]]
-        loader = next((part["loader"] for part in parts if "loader" in part), {})
-        (DOCS / "bench.json").write_text(json.dumps({"steps": steps, "loader": loader}, indent=2))
+        content = put_together([json.loads(path.read_text()) for path in options.bench])
+        (DOCS / "bench.json").write_text(json.dumps(content, indent=1) + "\n")
+        steps = [result for result in Figures.read(content).steps if result.annotated == 1]
+        counts = Counter((result.image_size, result.batch_size) for result in steps)
+        most = counts.most_common(1)[0][0]
+        save_plot([result for result in steps if (result.image_size, result.batch_size) == most], DOCS / "bench.png")
     if options.backbones:
         (DOCS / "backbones.json").write_text(options.backbones.read_text())
     found = tables()

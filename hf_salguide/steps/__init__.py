@@ -3,7 +3,7 @@
 from .draws import Draws
 from .engines import Choice
 from .forward import GuidedForward
-from .gradients import reusable_graph
+from .gradients import guarded_hooks, reusable_graph
 from .plan import Plan, checkpointed, make_plan, refuse_counted_views, refuse_frozen, run_options
 from .saliency import carried_size, step_saliency
 from .sharded import kept_whole, refuse_sharded, sharded_engines, sharding_of
@@ -19,6 +19,7 @@ __all__ = [
     "Plan",
     "carried_size",
     "checkpointed",
+    "guarded_hooks",
     "guidance_terms",
     "kept_whole",
     "make_plan",

@@ -15,6 +15,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 from torch._functorch import config as functorch_config
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -201,6 +202,19 @@ def reusable_graph() -> AbstractContextManager[None]:
     gradient. Models that are not compiled need no such context.
     """
     return functorch_config.patch(donated_buffer=False)
+
+
+@contextmanager
+def guarded_hooks() -> Iterator[None]:
+    """
+    A context for the training of a compiled model in which hooks read features.
+
+    By itself `torch.compile` does not look whether a module has hooks, and would run what it has compiled of another
+    model of the same class, without them. What was compiled before is dropped, and compiled again where it is needed.
+    """
+    torch.compiler.reset()
+    with dynamo_config.patch(skip_nnmodule_hook_guards=False):
+        yield
 
 
 class Replay:

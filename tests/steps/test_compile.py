@@ -55,6 +55,16 @@ def test_every_method_is_trained_as_without_compilation(kind, tmp_path):
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6)
 
 
+def test_models_of_one_class_are_compiled_by_themselves(tmp_path):
+    """What was compiled without hooks would be run for a guided model too, and the other way round."""
+    plain, _ = movement(resnet, tmp_path, 2, guidance="none", **COMPILED)
+    guided, _ = movement(resnet, tmp_path, 2, guidance="cyborg", **COMPILED)
+    again, _ = movement(resnet, tmp_path, 2, guidance="none", **COMPILED)
+    expected, _ = movement(resnet, tmp_path, 2, guidance="cyborg")
+    assert_same_movement(guided, expected, 1e-4)
+    assert_same_movement(again, plain, 1e-6)
+
+
 def test_feature_gradients_are_those_of_what_comes_behind(tmp_path):
     options = {"gradmask": {"at": "features"}, "rrr": {"at": "features"}}
     arguments = {"guidance": ["gradmask", "rrr"], "guidance_options": options}

@@ -1,4 +1,4 @@
-"""Predictions, panels, the demo and the benchmark, on tiny models."""
+"""Predictions, panels and the demo, on tiny models."""
 
 import json
 import math
@@ -21,9 +21,7 @@ from hf_salguide import (
 from hf_salguide.backbones import data_config
 from hf_salguide.data import decoy_digits, make_transforms, prepare_dataset
 from hf_salguide.metrics import alignment_metrics, energy_inside
-from hf_salguide.studies import bench as bench_module
 from hf_salguide.studies import demo
-from hf_salguide.studies.bench import BenchMethod, BenchSetting, bench, bench_table, peak_memory
 from hf_salguide.studies.demo import ARMS, Run, demo_table, paired_difference, run_demo, train_run
 from hf_salguide.studies.explanation.panels import draw_panel, explain, save_panel
 from hf_salguide.studies.predictions import predict
@@ -199,11 +197,6 @@ def test_the_demo_reads_each_figure_from_its_own_split(digits, tmp_path, monkeyp
     assert (run.test_accuracy, run.ood_accuracy, run.energy_inside) == (0.125, 0.625, 0.75)
 
 
-def test_a_benchmark_without_repeats_is_refused():
-    with pytest.raises(ValueError, match="repeats=0 measures nothing"):
-        bench(BenchSetting("test_vit", {}, 64, 2), BenchMethod("cyborg"), repeats=0)
-
-
 def test_paired_difference_is_the_paired_t_interval():
     values, baseline = [0.94, 0.95, 0.90], [0.77, 0.75, 0.79]
     mean, low, high = paired_difference(values, baseline)
@@ -236,42 +229,6 @@ def test_the_demo_trains_every_arm_with_the_same_data_and_weights(tmp_path):
     assert [line.split("|")[1].strip() for line in demo_table(runs).splitlines()[2:]] == [arm.name for arm in ARMS]
     assert ARMS[0].arguments == {"guidance": "none", "invert_saliency": False}
     assert ARMS[2].arguments == {"guidance": "cyborg", "invert_saliency": True}
-
-
-def test_the_benchmark_measures_both_in_turn(monkeypatch):
-    setting = BenchSetting("test_vit", {"global_pool": "avg"}, 64, 2)
-    calls = []
-    original = bench_module._Step.timed
-    monkeypatch.setattr(
-        bench_module._Step,
-        "timed",
-        lambda self: (calls.append(self.trainer.args.guidance), original(self))[1],
-    )
-    result = bench(setting, BenchMethod("cyborg"), repeats=4, memory=False)
-    assert calls == ["none", "cyborg", "cyborg", "none"] * 2
-    assert result.memory_ratio is None
-    assert result.time_ratio_low <= result.time_ratio <= result.time_ratio_high
-    assert result.plain_ms > 0
-    assert "| test_vit(global_pool=avg) | cyborg | 100% | 64 | 2 |" in bench_table([result])
-
-
-def test_peak_memory_counts_what_is_alive_at_once():
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(profile_memory=True, activities=activities) as profiler:
-        first = torch.zeros(1_000_000)
-        del first
-        second, third = torch.zeros(500_000), torch.zeros(1_500_000)
-        del second, third
-    assert bench_module._profiled_peak(profiler) == pytest.approx(8_000_000, rel=0.01)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's figure is checked")
-def test_peak_memory_of_a_step_holds_weights_gradients_and_activations():
-    setting = BenchSetting("test_resnet", {}, 64, 4)
-    plain, guided = (peak_memory(setting, method) for method in (BenchMethod("none"), BenchMethod("cyborg")))
-    weights = sum(value.numel() * 4 for value in as_classifier("test_resnet", num_labels=2).parameters())
-    assert plain > 4 * weights  # weights, gradients, two moments of AdamW
-    assert plain <= guided < 1.2 * plain
 
 
 def test_the_arms_of_the_demo_are_different_and_plain_training_comes_first():
