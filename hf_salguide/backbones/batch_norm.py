@@ -197,11 +197,13 @@ class _ByPictures(torch.autograd.Function):
         of_pictures, of_views = given[:count], given[count:]
         reduced = (False, True, True)  # sums alone, of the gradients times what is normalised, and of the gradients
         reduce = torch.ops.aten.native_batch_norm_backward
-        _, of_weight, of_bias = reduce(of_pictures, pictures, weight, None, None, mean, inverse, True, eps, reduced)
-        as_evaluated = (weight, mean, inverse.pow(-2) - eps, None, None, False, eps, reduced)
+        by = torch.ones_like(inverse) if weight is None else weight
+        _, of_weight, of_bias = reduce(of_pictures, pictures, by, None, None, mean, inverse, True, eps, reduced)
+        # A CPU reads the first two of the statistics, CUDA's kernel the other two.
+        as_evaluated = (by, mean, inverse.pow(-2) - eps, mean, inverse, False, eps, reduced)
         _, moved, shifted = reduce(of_views, views, *as_evaluated)
         of_weight, of_bias = of_weight + moved, of_bias + shifted
-        scale = inverse if weight is None else inverse * weight
+        scale = inverse * by
         share = pictures.numel() // pictures.shape[1]
         slope = -scale * of_weight * inverse / share
         offset = -scale * of_bias / share - slope * mean

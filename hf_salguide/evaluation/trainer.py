@@ -221,7 +221,10 @@ class MeasuredTrainer(Trainer):
         spread = spread_weights(self)
         if spread is not None:
             return f"under {spread} the weights are not in one place"
-        if run_options(self.accelerator, self.args, self.model)["compiled"] and not self._draws_maps:
+        # After training it is evaluated as it is, not as the accelerator has compiled it.
+        in_place = getattr(self.model, "_compiled_call_impl", None) is not None
+        compiled = run_options(self.accelerator, self.args, self.model)["compiled"]
+        if compiled and not self._draws_maps and (in_place or not self.accelerator._models):
             return "hooks on a compiled model do not fire"
         return None
 

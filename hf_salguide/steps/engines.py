@@ -20,7 +20,16 @@ from ..backbones.forward import (
     unwrap_model,
 )
 from ..rng import preserve_rng
-from .gradients import Penalty, Replay, Scalar, double_backward, finite_difference, full_precision, lent_buffers
+from .gradients import (
+    Penalty,
+    Replay,
+    Scalar,
+    double_backward,
+    exact_convolutions,
+    finite_difference,
+    full_precision,
+    lent_buffers,
+)
 
 AGREEMENT = 0.999  # cosine of the two engines' parameter gradients from which on the cheaper one is taken
 
@@ -82,9 +91,13 @@ def choose_engine(
     model = unwrap_model(model)
     obstacles: dict[str, str] = {}
     if compiled:
-        obstacles["double_backward"] = "a compiled model (torch_compile=True) has no second derivative"
+        obstacles["double_backward"] = (
+            "a compiled model (torch_compile=True or model.compile()) has no second derivative"
+        )
     if mixed_precision or any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         obstacles["finite_difference"] = "differences of logits in half precision are rounding noise"
+    elif next(model.parameters()).is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        obstacles["finite_difference"] = "TF32 (tf32=True) rounds away the difference of two forwards; set tf32=False"
     agreement = None
     if requested not in obstacles and len(obstacles) < 2:
         trial = "double_backward" if "finite_difference" in obstacles else requested
@@ -116,9 +129,9 @@ def refuse_checkpointed_maps(model: nn.Module, layer: FeatureLayer, size: tuple[
     model = unwrap_model(model)
     with _undisturbed(model):
         images = probe_images(model, input_shape(model, size), count=2, seed=0)
-        with FeatureCapture(model, layer, tail_gradient=True) as capture:
-            logits = logits_of(model(images))
         try:
+            with FeatureCapture(model, layer, tail_gradient=True) as capture:
+                logits = logits_of(model(images))
             capture.gradients(logits, torch.ones_like(logits), create_graph=True)
         except RuntimeError as error:
             raise ValueError(f"gradient_checkpointing=True: {error}") from error
@@ -232,11 +245,12 @@ class _Trial:
         """For each penalty, the gradient of every parameter."""
         torch.manual_seed(0)
         replay = Replay(self.model)
-        logits = self._first_logits()
+        with exact_convolutions(self.images.device):
+            logits = self._first_logits()
         replay.stop()
 
         def again(pictures: Tensor) -> Tensor:
-            with replay:
+            with replay, exact_convolutions(self.images.device):
                 if replay.drew:  # dropout draws one mask for the whole batch
                     return self._logits(self.images.detach().index_copy(0, self.rows, pictures))[self.rows]
                 return self._logits(pictures)
@@ -276,7 +290,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         and weight.ndim > 1
         and not weight.detach().any()
     ]
-    with preserve_rng(), torch.enable_grad(), lent_buffers(model.modules()):
+    eagerly = torch.compiler.set_stance("force_eager")
+    with preserve_rng(), torch.enable_grad(), lent_buffers(model.modules()), eagerly:
         try:
             model.train()
             for module, weight in zeros:

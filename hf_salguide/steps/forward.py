@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..backbones import FeatureCapture, FeatureTap, class_maps, logits_of, split_batch_norm, twice_differentiable
 from ..guidance import Guidance, GuidanceBatch, Pictures, View
 from .draws import Draws
-from .gradients import Replay, double_backward, finite_difference
+from .gradients import Replay, double_backward, exact_convolutions, finite_difference
 from .plan import IGNORED, Plan
 
 SIZES = 4  # numbers of views that are compiled for, where each size is compiled by itself: quarters of the batch
@@ -126,6 +126,7 @@ class GuidedForward:
                 stack.enter_context(twice_differentiable())
             if plan.finite_difference and self.training:
                 self._replay = Replay(self.unwrapped)
+                stack.enter_context(exact_convolutions(pixel_values.device))
             if plan.feature_layer is not None:
                 capture = FeatureCapture(self.unwrapped, plan.feature_layer, tail_gradient=plan.tail_gradient)
                 self._capture = stack.enter_context(capture)
@@ -263,7 +264,7 @@ class GuidedForward:
         # Other attention would round differently.
         attention = twice_differentiable() if self.plan.double_backward else nullcontext()
         model = _of_this_process(self.model)
-        with self._replay, attention:
+        with self._replay, attention, exact_convolutions(pictures.device):
             if self._replay.drew:  # dropout draws one mask for the whole batch
                 whole = self.pictures.pixel_values.index_copy(0, self._rows, pictures)
                 return logits_of(self._run(model, whole))[self._rows].float()

@@ -11,7 +11,7 @@ network is smooth and where each picture's output depends on that picture alone.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,7 @@ from torch._dynamo import config as dynamo_config
 from torch._functorch import config as functorch_config
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..backbones.forward import (
-    checkpointing_failed,
-    unwrap_model,
-)
+from ..backbones.forward import checkpointing_failed, unwrap_model
 from ..rng import preserve_rng
 
 RELATIVE_STEP = 1e-4  # of a picture's standard deviation: above float32's rounding, below the network's curvature
@@ -202,6 +199,25 @@ def reusable_graph() -> AbstractContextManager[None]:
     gradient. Models that are not compiled need no such context.
     """
     return functorch_config.patch(donated_buffer=False)
+
+
+@contextmanager
+def exact_convolutions(device: torch.device) -> Iterator[None]:
+    """
+    A context for the forwards of a finite difference: on a GPU, convolutions of float32 in float32.
+
+    By itself cuDNN rounds what they take to the ten bits of TF32, and a step of [`finite_difference`] is below that.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    convolution: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    former = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision = former
 
 
 @contextmanager

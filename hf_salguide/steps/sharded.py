@@ -50,8 +50,9 @@ def refuse_sharded(accelerator: Accelerator, model: nn.Module, methods: Sequence
     kind = sharding_of(accelerator)
     if kind == "FSDP1":
         raise ValueError(
-            f"fsdp_version=1: guidance={names} reads weights and takes gradients outside the forward, and "
-            f"FullyShardedDataParallel does not work with double backward; set fsdp_version: 2, or {REMEDY}."
+            f"fsdp_version=1: guidance={names} cannot be had: FullyShardedDataParallel has no weights outside "
+            "the forward, does not work with double backward, and for the rest is untested; set fsdp_version: 2, or "
+            f"{REMEDY}."
         )
     if kind == "FSDP2":
         _refuse_fsdp2(accelerator, methods, compiled, names)

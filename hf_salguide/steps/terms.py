@@ -1,8 +1,6 @@
 """The weighted sum of the methods' terms."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -40,11 +38,10 @@ def guidance_terms(
     """
     total = forward.zero()
     terms_by_name = {}
-    targets: dict[Any, Any] = {}
     for method, weight in zip(methods, weights, strict=True):
         if method.transforms_inputs:
             continue
-        terms = method.terms(replace(forward.batch(method, labels, global_batch_size), targets=targets))
+        terms = method.terms(forward.batch(method, labels, global_batch_size))
         if terms.shape != labels.shape:
             raise ValueError(
                 f"{type(method).__name__}.terms gave the shape {tuple(terms.shape)}; it needs one number a picture, "

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from backbones.zoo import CASES
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from hf_salguide.backbones import split_batch_norm
@@ -314,6 +315,33 @@ def test_gradients_are_those_of_the_formula_in_float64(dtype, tolerance, layout)
     assert output.dtype is dtype
     for one, other in zip([output, *found], [expected, *of], strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+class Reductions(TorchDispatchMode):
+    """Notes what the kernel of a norm's backward pass is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.native_batch_norm_backward.default:
+            self.given.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_kernels_are_given_all_that_those_of_cuda_read(affine):
+    """CUDA's read the weight and the saved statistics in evaluation as well; a CPU's do without."""
+    norm = nn.BatchNorm2d(4, affine=affine)
+    values = torch.randn(5, 4, 3, 3).requires_grad_()
+    with split_batch_norm([3, 2]):
+        output = norm(values)
+    with Reductions() as reductions:
+        output.square().sum().backward()
+    assert len(reductions.given) == 2
+    for _, _, weight, _, _, mean, inverse, *_ in reductions.given:
+        assert all(isinstance(given, torch.Tensor) for given in (weight, mean, inverse))
 
 
 def test_a_model_in_half_precision_has_views():

@@ -64,7 +64,12 @@ def open_files(process, folder):
 
 
 def growth(dataset, folder):
-    """How many bytes this process and its workers gain after the first epochs, at most, and the files left open."""
+    """
+    How many bytes this process and its workers gain in each epoch after the first ones, and the files left open.
+
+    It is the least of the epochs: what is kept is kept in each, while pages that a worker shared with this process
+    become its own now and then.
+    """
     loader = DataLoader(dataset, 8, num_workers=2, collate_fn=SaliencyCollator(), persistent_workers=True)
     held, files = [], []
     for _ in range(EPOCHS):
@@ -76,7 +81,7 @@ def growth(dataset, folder):
         files = [name for process in (os.getpid(), *workers) for name in open_files(process, folder)]
     after = np.array(held)
     del loader
-    return (after[-1] - after[WARM - 1]).max(), files
+    return np.diff(after[WARM - 1 :], axis=0).min(axis=0).max(), files
 
 
 def folder_of(table):
@@ -87,7 +92,7 @@ def folder_of(table):
 def test_nothing_of_a_picture_is_kept(table, train):
     dataset = prepare_dataset(table, make_transforms(config(size=(64, 64)), train=train))
     gained, files = growth(dataset, folder_of(table))
-    assert gained < DECODED / 8
+    assert gained < DECODED / 16
     assert files == []
 
 
@@ -115,7 +120,7 @@ def test_what_is_kept_would_be_seen(table):
     """The measurement itself can fail."""
     own = prepare_dataset(table, make_transforms(config(size=(64, 64)), train=True))
     gained, files = growth(Keeping(own.dataset, own.transform), folder_of(table))
-    assert gained > DECODED / 4
+    assert gained > DECODED / 4  # each worker reads half of them
     assert files == []
     few = own.dataset.select(range(24))
     _, files = growth(Opening(few, own.transform), folder_of(table))

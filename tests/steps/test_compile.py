@@ -65,6 +65,13 @@ def test_models_of_one_class_are_compiled_by_themselves(tmp_path):
     assert_same_movement(again, plain, 1e-6)
 
 
+def test_after_training_a_plain_model_is_judged_as_a_guided_one(tmp_path):
+    """It is evaluated as it is, not compiled, so hooks fire."""
+    _, trainer = movement(resnet, tmp_path, 2, guidance="none", **COMPILED)
+    metrics = trainer.evaluate(rows([3, 2]))
+    assert 0 <= metrics["eval_energy_inside"] <= 1
+
+
 def test_feature_gradients_are_those_of_what_comes_behind(tmp_path):
     options = {"gradmask": {"at": "features"}, "rrr": {"at": "features"}}
     arguments = {"guidance": ["gradmask", "rrr"], "guidance_options": options}
@@ -118,7 +125,6 @@ def test_the_number_of_compilations_is_bounded(guidance, options, dynamic, tmp_p
 def test_padded_views_change_nothing(tmp_path, monkeypatch):
     guidance = ["actdiff", "sage"]
     expected, _ = movement(convnext, tmp_path, STEPS, guidance=guidance)
-    monkeypatch.setattr("hf_salguide.steps.plan.Plan.few_sizes", True)
     monkeypatch.setattr("hf_salguide.steps.forward.SIZES", 2)
     monkeypatch.setattr("hf_salguide.steps.plan.Plan.few_sizes", property(lambda _: True, lambda *_: None))
     sizes = set()

@@ -259,6 +259,14 @@ def test_views_of_a_compiled_model_with_batch_normalisation_come_in_a_few_sizes(
     assert not few("convnext", compiled=True)
 
 
+def test_a_model_that_is_compiled_in_place_is_tried_as_it_is(tmp_path):
+    model = build("vit_average")
+    model.compile(backend="aot_eager")
+    trainer = make_trainer(model, tmp_path, guidance="rrr")
+    assert trainer._how_run["compiled"]
+    assert trainer.gradient_engines["rrr"].engine == "finite_difference"
+
+
 def test_synchronised_batch_norm_goes_with_one_batch_of_pictures_and_views():
     model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build("resnet"))
     with pytest.raises(ValueError, match=r'SyncBatchNorm in 2 processes.*set batch_norm="concat"'):

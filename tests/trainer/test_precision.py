@@ -22,8 +22,13 @@ def tolerances(make, method):
     return (0.95 if make is resnet else 0.998), (0.04 if get_guidance(method).gradient_at == "input" else 0.004)
 
 
-@pytest.mark.parametrize("make", [convnext, resnet])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("make", "method"),
+    [
+        *[(make, method) for make in (convnext, resnet) for method in METHODS],
+        *[(transformers_vit, method) for method in ("cyborg", "divisive_complement", "gradmask")],
+    ],
+)
 def test_bfloat16_trains_as_float32_does(method, make, tmp_path):
     arguments = {"guidance": method, "guidance_options": by_double_backward(method)}
     expected, plain = movement(make, tmp_path, 4, **arguments)
