@@ -58,6 +58,7 @@ def test_the_fsdp_configuration_is_one_that_guidance_takes(monkeypatch):
     assert not plugin.activation_checkpointing
 
 
+@pytest.mark.slow
 def test_the_configuration_for_a_cpu_starts_two_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -44,6 +44,7 @@ def sharded(tmp_path_factory, worker_id):
     return {**torch.load(output, weights_only=False), "folder": output.parent}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", list(RUNS))
 def test_two_processes_with_spread_weights_train_as_one(tmp_path, run, sharded):
     """The second of them has no annotated picture in any step; Accelerate on a CPU would silently give DDP."""
@@ -59,6 +60,7 @@ def test_two_processes_with_spread_weights_train_as_one(tmp_path, run, sharded):
         assert one["metrics"][name] == pytest.approx(two["metrics"][name], rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_the_unbroken_one(kind, sharded):
     """With the discriminator and the balance of the losses, which the checkpoint keeps beside the weights."""
@@ -70,6 +72,7 @@ def test_a_resumed_run_equals_the_unbroken_one(kind, sharded):
     assert state["alpha"] != 0.5
 
 
+@pytest.mark.slow
 def test_a_full_checkpoint_holds_the_model_whole(sharded):
     loaded = as_classifier(str(sharded["folder"] / KINDS[0] / "unbroken" / "checkpoint-2"), pretrained=True)
     assert largest_difference(loaded.state_dict(), sharded[KINDS[0]]["unbroken"]) == 0
