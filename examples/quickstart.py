@@ -26,6 +26,7 @@ trainer = SaliencyTrainer(model, args, train_dataset=dataset["train"], eval_data
 trainer.train()
 trainer.save_model()
 
-for split in ("test", "ood"):
-    metrics = predict(model, dataset[split]).metrics()
-    print(f"{split}: accuracy {metrics['accuracy']:.3f}, map energy on the digit {metrics['energy_inside']:.3f}")
+if trainer.is_world_process_zero():  # of several processes under `accelerate launch` the first one tells
+    for split in ("test", "ood"):
+        metrics = predict(model, dataset[split]).metrics()
+        print(f"{split}: accuracy {metrics['accuracy']:.3f}, map energy on the digit {metrics['energy_inside']:.3f}")

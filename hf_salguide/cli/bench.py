@@ -42,7 +42,9 @@ class BenchArguments:
     device: str | None = field(default=None, metadata={"help": "cpu or cuda (default: cuda where there is one)."})
     bf16: bool = field(default=False, metadata={"help": "Run the models under autocast to bfloat16."})
     compile: bool = field(default=False, metadata={"help": "Compile the models for the steps."})
-    compile_backend: str = field(default="inductor", metadata={"help": "Backend of torch.compile."})
+    compile_backend: str | None = field(
+        default=None, metadata={"help": "Backend of torch.compile, which it switches on (default: inductor)."}
+    )
     clock: str | None = field(
         default=None,
         metadata={"help": "cpu, the CPU time of the process, or wall (default: cpu on a CPU, wall on a GPU)."},
@@ -145,6 +147,9 @@ def _checked(args: BenchArguments) -> "tuple[list[BenchSetting], list[BenchMetho
     from ..studies.bench.setting import check_settings, every_method
     from ..studies.bench.timing import check_clock, check_repeats
 
+    if not (args.steps or args.against or args.startup or args.scaling or args.loader):
+        raise ValueError("steps=false and loader=false leave nothing to measure; give against, startup or scaling.")
+    backend = args.compile_backend or ("inductor" if args.compile else None)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = [
         BenchSetting(
@@ -153,7 +158,7 @@ def _checked(args: BenchArguments) -> "tuple[list[BenchSetting], list[BenchMetho
             batch,
             device,
             args.bf16,
-            args.compile_backend if args.compile else None,
+            backend,
         )
         for name, size, batch in itertools.product(args.models, args.image_size, args.batch_size)
     ]

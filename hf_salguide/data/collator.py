@@ -1,6 +1,7 @@
 """From prepared rows to a batch that holds tensors only."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ class SaliencyCollator:
                 f"pixel_values of row {odd} has the shape {shapes[odd]}, row 0 has {shapes[0]}; give every picture "
                 "the same size, with make_transforms or a transform of your own."
             )
+        if len({values.dtype for values in pixels}) > 1:  # a worker would take the first one's
+            dtype = reduce(torch.promote_types, (values.dtype for values in pixels))
+            pixels = [values.to(dtype) for values in pixels]
         size = (shapes[0][-2], shapes[0][-1])
         maps = [self._saliency(row.get("saliency"), size, position) for position, row in enumerate(rows)]
         batch = {

@@ -55,6 +55,6 @@ def _file(value: Any) -> bytes | None:
             with open(value, "rb") as stream:
                 value = stream.read(len(_START))
                 value = value + stream.read() if value == _START else None
-        except OSError:
+        except (OSError, ValueError):  # a path with a null byte
             return None
     return value if isinstance(value, bytes) and value.startswith(_START) else None

@@ -39,7 +39,10 @@ class CamEntropy(MapGuidance):
 
     @property
     def saliency_at(self) -> Resolution:
-        return "grid"  # it reads none
+        # It reads none; who overrides one of these may.
+        readers = {"terms": CamEntropy, "read_map": MapGuidance, "class_weights": MapGuidance}
+        own = all(getattr(type(self), name) is getattr(kind, name) for name, kind in readers.items())
+        return "grid" if own else "picture"
 
     def terms(self, batch: GuidanceBatch) -> Tensor:
         maps, _ = self.read_map(batch, self.cam_class)  # zeros where it is constant: their entropy is 0

@@ -199,8 +199,9 @@ class MapGuidance(Guidance):
 
     @property
     def saliency_at(self) -> Resolution:
-        # Who overrides these may read saliency at any resolution.
-        own = type(self).terms is MapGuidance.terms and type(self).read_target is MapGuidance.read_target
+        # Who overrides one of these may read saliency at any resolution.
+        readers = ("terms", "read_map", "read_target", "class_weights")
+        own = all(getattr(type(self), name) is getattr(MapGuidance, name) for name in readers)
         return "grid" if own and self.resize == "area" else "picture"
 
     @property

@@ -452,6 +452,7 @@ def _never(*args, **kwargs):
         (["--image_size", "-1"], "image_size=-1 has to be at least 1"),
         (["--annotated", "1.5"], "annotated=1.5 has to be a share"),
         (["--repeats", "0"], "repeats=0 measures nothing"),
+        (["--steps", "false", "--loader", "false"], "steps=false and loader=false leave nothing to measure"),
         (["--launches", "0"], "launches=0 has to be at least 1"),
         (["--threads", "0"], "threads=0 has to be at least 1"),
         (["--device", "tpu"], 'device="tpu" is not known'),

@@ -5,7 +5,7 @@ import torch
 from support import Rows, build, make_batch, make_trainer
 
 from hf_salguide import SaliencyCollator, get_guidance, list_guidance, register_guidance
-from hf_salguide.guidance import Cyborg, base, registry
+from hf_salguide.guidance import base, guidance_class, registry
 from hf_salguide.maps import reduced_saliency
 from hf_salguide.steps import carried_size
 
@@ -58,16 +58,26 @@ def test_the_methods_that_read_pixels_say_so():
     assert carried_size([get_guidance("cyborg"), get_guidance("actdiff")], (4, 6), SIZE) == SIZE
 
 
-def test_a_method_of_the_users_own_gets_every_pixel(monkeypatch):
+@pytest.mark.parametrize(
+    ("parent", "overridden"),
+    [
+        ("cyborg", "terms"),
+        ("cyborg", "class_weights"),
+        ("map_guidance", "read_map"),
+        ("map_guidance", "read_target"),
+        ("cam_entropy", "terms"),
+        ("cam_entropy", "read_map"),
+    ],
+)
+def test_a_method_of_the_users_own_gets_every_pixel(monkeypatch, parent, overridden):
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    kind = guidance_class(parent)
 
-    @register_guidance
-    class Border(Cyborg):
-        name = "border"
+    def own(self, batch, *args):
+        return getattr(kind, overridden)(self, batch, *args)
 
-        def terms(self, batch):
-            return super().terms(batch) * batch.saliency[:, 0, :].mean(dim=1)
-
+    register_guidance(type("Border", (kind,), {"name": "border", overridden: own}))
+    assert get_guidance(parent).saliency_at == "grid"
     assert get_guidance("border").saliency_at == "picture"
 
 
