@@ -46,13 +46,16 @@ def run(argv: Sequence[str]) -> int:
         )
     validation = dataset[args.eval_split] if evaluated else None
     set_seed(training.seed)
-    model = as_classifier(
-        args.model,
-        label_names=train.features["label"].names,
-        pretrained=args.pretrained,
-        image_size=training.image_size,
-        **as_dict("model_args", args.model_args),
-    )
+    try:
+        model = as_classifier(
+            args.model,
+            label_names=train.features["label"].names,
+            pretrained=args.pretrained,
+            image_size=training.image_size,
+            **as_dict("model_args", args.model_args),
+        )
+    except TypeError as error:
+        raise ValueError(f"model_args: {error}") from error
     patience = args.early_stopping_patience
     trainer = SaliencyTrainer(
         model,

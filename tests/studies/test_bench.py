@@ -512,3 +512,10 @@ def test_sizes_and_shares_are_lists_and_all_goes_into_the_file(tmp_path, capsys,
     printed = capsys.readouterr().out
     assert "Training steps, CPU time:" in printed
     assert "<svg" in plot.read_text()
+
+
+def test_an_argument_that_the_architecture_does_not_take(capsys):
+    from hf_salguide.cli import main
+
+    assert main(["bench", "--models", "resnet10t:foo=1", "--loader", "false", "--device", "cpu"]) == 2
+    assert "models: resnet10t does not take these keyword arguments ['foo']" in capsys.readouterr().err

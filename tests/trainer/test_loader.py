@@ -179,7 +179,7 @@ def test_training_ends_where_it_does_with_every_pixel(tmp_path):
         ({"guidance": "none"}, SIZE),
         ({"guidance": "cyborg", "data_collator": SaliencyCollator()}, SIZE),  # the user's own is left alone
     ],
-    ids=str,
+    ids=["grid", "bilinear", "another in pixels", "gradient", "random", "none", "own collator"],
 )
 def test_what_travels_in_training_and_in_evaluation(tmp_path, arguments, shape):
     trainer = trainer_of(tmp_path, **arguments)

@@ -55,7 +55,10 @@ class BenchSetting:
     def build(self) -> PreTrainedModel:
         """The classifier of two classes, with the same random weights at every call."""
         set_seed(0)
-        return as_classifier(self.model, num_labels=2, **{"image_size": self.image_size, **self.model_args})
+        try:
+            return as_classifier(self.model, num_labels=2, **{"image_size": self.image_size, **self.model_args})
+        except TypeError as error:
+            raise ValueError(f"models: {error}") from error
 
     def batch(self, annotated: float = 1.0) -> dict[str, Tensor]:
         """Noise pictures with noise for saliency, of which the share `annotated` counts."""

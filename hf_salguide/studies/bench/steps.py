@@ -107,6 +107,7 @@ def bench(
     """
     check_repeats(repeats)
     taken = check_clock(clock, setting.device)
+    setting.build()  # what the architecture does not take is no method's fault
     results: list[BenchResult] = []
     with tempfile.TemporaryDirectory() as folder, _apart(setting):
         yardstick = _Yardstick(setting, folder, memory)
