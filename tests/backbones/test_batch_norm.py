@@ -354,6 +354,7 @@ def test_a_model_in_half_precision_has_views():
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_is_the_eager_one_without_a_graph_break():
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters

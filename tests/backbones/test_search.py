@@ -496,6 +496,7 @@ def test_rates_and_losses_that_a_model_notes_are_no_news():
     assert resolve_feature_layer(model) is first
 
 
+@pytest.mark.slow
 def test_other_processes_find_the_same():
     """Whatever the seed of hashes and of the global generator."""
     code = (

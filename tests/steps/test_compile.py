@@ -55,6 +55,7 @@ def test_every_method_is_trained_as_without_compilation(kind, tmp_path):
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_models_of_one_class_are_compiled_by_themselves(tmp_path):
     """What was compiled without hooks would be run for a guided model too, and the other way round."""
     plain, _ = movement(resnet, tmp_path, 2, guidance="none", **COMPILED)
@@ -72,6 +73,7 @@ def test_after_training_a_plain_model_is_judged_as_a_guided_one(tmp_path):
     assert 0 <= metrics["eval_energy_inside"] <= 1
 
 
+@pytest.mark.slow
 def test_feature_gradients_are_those_of_what_comes_behind(tmp_path):
     options = {"gradmask": {"at": "features"}, "rrr": {"at": "features"}}
     arguments = {"guidance": ["gradmask", "rrr"], "guidance_options": options}
@@ -81,6 +83,7 @@ def test_feature_gradients_are_those_of_what_comes_behind(tmp_path):
     assert_same_movement(found, expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_exact_maps_and_views_with_batch_normalisation_are_trained_as_without_compilation(tmp_path):
     guidance = ["cyborg", "actdiff"]
     expected, _ = movement(resnet, tmp_path, 2, guidance=guidance)
@@ -89,6 +92,7 @@ def test_exact_maps_and_views_with_batch_normalisation_are_trained_as_without_co
     assert_same_movement(found, expected, 1e-3)
 
 
+@pytest.mark.slow
 def test_batch_normalisation_is_compiled_for_each_quarter_of_the_batch(tmp_path):
     """Whatever the number of annotated rows: the list of parts is a constant of the graph."""
     expected, _ = movement(resnet, tmp_path, STEPS, guidance="actdiff")
@@ -100,6 +104,7 @@ def test_batch_normalisation_is_compiled_for_each_quarter_of_the_batch(tmp_path)
     assert_same_movement(found, expected, 2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [None, False], ids=["dynamic", "static"])
 @pytest.mark.parametrize(
     ("guidance", "options"),
@@ -171,6 +176,7 @@ def test_evaluation_and_maps_after_training(make, tmp_path):
     assert not any("capture" in key for module in model.modules() for key in vars(module))
 
 
+@pytest.mark.slow
 def test_a_model_that_was_compiled_in_place(tmp_path):
     expected, _ = movement(convnext, tmp_path, guidance="cyborg")
 

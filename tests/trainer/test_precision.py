@@ -70,6 +70,7 @@ def gradients(make, method, folder, dtype=None, scale=1.0, channels_last=False):
     return loss.detach(), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [convnext, resnet, transformers_vit])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_gradient_in_float16_is_that_in_float32(method, make, tmp_path):

@@ -1,6 +1,7 @@
 """A long run keeps nothing: no memory, no file handle, no hook, no tensor, no object more at its end than early on."""
 
 import gc
+import mmap
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -136,7 +137,9 @@ def test_what_steps_keep_is_seen(tmp_path, monkeypatch):
     def leak(model):
         files.append(open(os.devnull))  # noqa: SIM115
         model.register_forward_hook(lambda *given: None)
-        kept.extend([torch.zeros(1), b"x" * 500_000, [], []])
+        pages = mmap.mmap(-1, 500_000)  # fresh ones: other memory may be there already, freed by earlier tests
+        pages.write(b"x" * 500_000)
+        kept.extend([torch.zeros(1), pages, [], []])
 
     monkeypatch.setitem(RUNS, "one term", ("test_resnet", ["cyborg"], {}))
     found = growth(soak(tmp_path, "one term", steps=60, leak=leak))

@@ -37,6 +37,7 @@ def two_processes(tmp_path_factory, worker_id):
     return torch.load(output, weights_only=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["prepared", "pictures"])
 def test_a_stream_trains_as_its_rows_in_order_do(tmp_path, run, two_processes):
     """By one process and by two: the rows reach each once, and draws are keyed by their places in the global batch."""
@@ -55,6 +56,7 @@ def test_a_stream_trains_as_its_rows_in_order_do(tmp_path, run, two_processes):
         assert trainer.metrics[name] == pytest.approx(two["metrics"][name], rel=1e-4, abs=1e-6, nan_ok=True), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["workers", "shuffled"])
 def test_workers_read_every_row_once_an_epoch(tmp_path, run, two_processes):
     _, _, seen = train(tmp_path, run, 8)
