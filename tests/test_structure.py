@@ -104,6 +104,12 @@ def test_importing_the_package_imports_nothing_heavy():
     assert finished.stdout.strip() == "[]"
 
 
+def test_what_training_does_not_need_is_imported_later():
+    code = "import sys, hf_salguide.trainer; print(sorted({'sklearn', 'scipy.stats', 'matplotlib'} & set(sys.modules)))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
+
+
 def test_the_public_names_can_be_had():
     for name in hf_salguide.__all__:
         assert getattr(hf_salguide, name).__doc__, name

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from torch import Tensor
 from transformers import EvalPrediction, PretrainedConfig
 from transformers.utils import logging
@@ -81,6 +80,8 @@ class ClassificationOfPredictions:
                 "diverged): accuracy and the other classification metrics are left out."
             )
             return {}
+        from scipy.special import softmax
+
         return classification_metrics(labels, softmax(logits.astype(np.float64), axis=1))
 
 

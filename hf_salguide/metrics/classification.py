@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import roc_curve
 
 from .calibration import error_of_checked
 from .checks import check_probabilities, encode_groups
@@ -225,6 +224,8 @@ def _balanced_accuracy(labels: _Ids, probabilities: _Scores) -> float:
 def _equal_error_rate(labels: _Ids, probabilities: _Scores) -> float:
     if len(np.unique(labels)) < 2:
         return float("nan")
+    from sklearn.metrics import roc_curve  # takes a second to import
+
     false, true, _ = roc_curve(labels, probabilities[:, 1], drop_intermediate=False)
     excess = 1 - true - false  # of misses over false alarms: falls from 1 to -1
     place = int(np.argmax(excess <= 0))

@@ -5,7 +5,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from .checks import check_probability_rows, check_scores, encode_groups
 
@@ -70,6 +69,8 @@ def open_set_auroc(unknown: ArrayLike, scores: ArrayLike) -> float:
         ValueError: for scores that are not finite and labels other than 0 and 1.
     """
     unknown, scores = check_scores(unknown, scores)
+    from sklearn.metrics import roc_auc_score  # takes a second to import
+
     return float(roc_auc_score(unknown, scores)) if len(np.unique(unknown)) == 2 else float("nan")
 
 
@@ -109,6 +110,8 @@ def open_set_fpr(
     if positive == "known":
         unknown, scores = 1 - unknown, -scores
     # Every threshold is kept: without the collinear ones the nearest point could lie far beyond the rate asked for.
+    from sklearn.metrics import roc_curve
+
     false, true, _ = roc_curve(unknown, scores, drop_intermediate=False)
     return float(false[np.argmax(true >= tpr)])
 
