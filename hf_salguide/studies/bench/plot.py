@@ -52,7 +52,8 @@ def save_plot(results: Sequence[BenchResult], path: str | Path) -> Path:
     for result in results:
         how = "" if result.precision == "float32" else f", {result.precision}"
         how += "" if result.compile_backend is None else ", compiled"
-        title = f"{result.model}\n{result.image_size} px × {result.batch_size}{how}, {result.device}"
+        model = result.model.replace("(", "\n(")  # its arguments on a line of their own
+        title = f"{model}\n{result.image_size} px × {result.batch_size}{how}, {result.device}"
         panels.setdefault(title, []).append(result)
 
     def paint(figure: "Figure", narrow: bool) -> None:
