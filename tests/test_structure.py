@@ -105,7 +105,9 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_what_training_does_not_need_is_imported_later():
-    code = "import sys, hf_salguide.trainer; print(sorted({'sklearn', 'scipy.stats', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, hf_salguide.trainer; print(sorted({'sklearn', 'scipy.stats', 'matplotlib'} & set(sys.modules)))"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"
 
