@@ -39,8 +39,8 @@ from .steps import (
     GuidanceState,
     GuidedForward,
     Plan,
+    as_checkpointed,
     carried_size,
-    checkpointed,
     guarded_hooks,
     guidance_terms,
     kept_whole,
@@ -244,7 +244,7 @@ class SaliencyTrainer(MeasuredTrainer):
         refuse_sharded(self.accelerator, self.model, self.guidance, self._how_run["compiled"])
         former, mixed_precision = self._plan.engines, self._how_run["mixed_precision"]
         engines = former or sharded_engines(self.accelerator, self.model, self.guidance, size, mixed_precision)
-        with checkpointed(self.model, self.args):
+        with as_checkpointed(self.model, self.args):
             self._plan = make_plan(
                 self.model, self.guidance, size, self.args.feature_layer, engines=engines, **self._how_run
             )

@@ -1,6 +1,11 @@
 """Tiny models and short runs of training, for tests that compare one way to run with another."""
 
+import os
+import subprocess
+import sys
+
 import torch
+from filelock import FileLock
 from support import NAMES, Rows, make_batch, make_trainer
 from transformers import ConvNextConfig, ResNetConfig
 
@@ -83,3 +88,28 @@ def assert_same_movement(found, expected, tolerance):
     assert largest > 1e-4
     for name, change in expected.items():
         torch.testing.assert_close(found[name], change, rtol=0, atol=tolerance * largest, msg=name)
+
+
+def largest_difference(first, second):
+    """Of two states of a model, over all their values."""
+    assert first.keys() == second.keys()
+    return max((first[key] - second[key]).abs().max().item() for key in first)
+
+
+def in_two_processes(script, tmp_path_factory, worker_id, timeout=500):
+    """
+    What a script wrote in two gloo processes: one launch for all tests, and for all workers of the test run. Judged by
+    what rank 0 wrote, since they may abort when the interpreter exits.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    output = (folder if worker_id == "master" else folder.parent) / f"{script.stem}.pt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(script), str(output)]
+    with FileLock(f"{output}.lock"):
+        if not output.exists():
+            finished = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            )
+            assert output.exists(), finished.stderr[-4000:]
+    return torch.load(output, weights_only=False)

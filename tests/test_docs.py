@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
     ("page", "name"),
     [("README.md", name) for name in ("methods", "demo", "demo_all", "cost", "zoo")]
     + [("docs/cost.md", name) for name in ("bounds", "costs", "steps", "extraction", "startup", "scaling", "loader")]
+    + [("docs/input.md", "loader")]
     + [("docs/backbones.md", name) for name in ("survey", "timm", "transformers")],
 )
 def test_the_tables_are_those_that_the_recorded_results_give(page, name):

@@ -38,7 +38,7 @@ from hf_salguide.studies.survey import Row, survey_counts, survey_summary, surve
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 README_METHODS = ("cyborg", "energy", "gradmask(at=features)", "actdiff", "sage", "gradmask", "rrr")
-PAGES = ("README.md", "docs/cost.md", "docs/backbones.md")
+PAGES = ("README.md", "docs/cost.md", "docs/input.md", "docs/backbones.md")
 
 
 def recorded(name: str) -> Any:

@@ -4,7 +4,7 @@ from .draws import Draws
 from .engines import Choice
 from .forward import GuidedForward
 from .gradients import guarded_hooks, reusable_graph
-from .plan import Plan, checkpointed, make_plan, refuse_counted_views, refuse_frozen, run_options
+from .plan import Plan, as_checkpointed, make_plan, refuse_counted_views, refuse_frozen, run_options
 from .saliency import carried_size, step_saliency
 from .sharded import kept_whole, refuse_sharded, sharded_engines, sharding_of
 from .state import EndOfStep, GuidanceState
@@ -17,8 +17,8 @@ __all__ = [
     "GuidanceState",
     "GuidedForward",
     "Plan",
+    "as_checkpointed",
     "carried_size",
-    "checkpointed",
     "guarded_hooks",
     "guidance_terms",
     "kept_whole",

@@ -101,7 +101,7 @@ def run_options(accelerator: Accelerator, args: TrainingArguments, model: nn.Mod
 
 
 @contextmanager
-def checkpointed(model: nn.Module, args: TrainingArguments) -> Iterator[None]:
+def as_checkpointed(model: nn.Module, args: TrainingArguments) -> Iterator[None]:
     """The model with gradient checkpointing as `Trainer` switches it on when training starts, and off again."""
     switch: Any = model
     if not args.gradient_checkpointing or is_checkpointed(model):

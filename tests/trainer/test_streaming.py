@@ -1,40 +1,20 @@
 """Training and evaluation on data sets without a length, in one process and in two."""
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
+from small import in_two_processes, largest_difference
 from streaming_run import COUNT, STEPS, Stream, prepared, table, train
 from support import build, make_trainer
 
 SCRIPT = Path(__file__).with_name("streaming_run.py")
 
 
-def largest_difference(first, second):
-    assert first.keys() == second.keys()
-    return max((first[key] - second[key]).abs().max().item() for key in first)
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, worker_id):
-    """All runs in one launch of two gloo processes, judged by what rank 0 wrote."""
-    folder = tmp_path_factory.getbasetemp()
-    output = (folder if worker_id == "master" else folder.parent) / "streams_in_two_processes.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(SCRIPT), str(output)]
-    with FileLock(f"{output}.lock"):
-        if not output.exists():
-            finished = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=300, check=False
-            )
-            assert output.exists(), finished.stderr[-4000:]
-    return torch.load(output, weights_only=False)
+    return in_two_processes(SCRIPT, tmp_path_factory, worker_id)
 
 
 @pytest.mark.slow

@@ -1,13 +1,9 @@
 """Configurations that have to give one trajectory, and those that have to be bit-identical."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from parity_run import (
     ANNOTATED,
     LACKING,
@@ -24,35 +20,16 @@ from parity_run import (
     state_of,
     train,
 )
+from small import in_two_processes, largest_difference
 from support import Rows, build, make_batch, make_trainer
 from transformers import Trainer, TrainingArguments
 
 SCRIPT = Path(__file__).with_name("parity_run.py")
 
 
-def largest_difference(first, second):
-    assert first.keys() == second.keys()
-    return max((first[key] - second[key]).abs().max().item() for key in first)
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, worker_id):
-    """
-    Every run in two gloo processes: one launch for all, and for all workers of the test run. Judged by what rank 0
-    wrote, since they may abort when the interpreter exits.
-    """
-    folder = tmp_path_factory.getbasetemp()
-    output = (folder if worker_id == "master" else folder.parent) / "two_processes.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(SCRIPT), str(output)]
-    with FileLock(f"{output}.lock"):
-        if not output.exists():
-            finished = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=500, check=False
-            )
-            assert output.exists(), finished.stderr[-4000:]
-    return torch.load(output, weights_only=False)
+    return in_two_processes(SCRIPT, tmp_path_factory, worker_id)
 
 
 def tolerances(trainer):

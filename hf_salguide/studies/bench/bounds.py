@@ -288,7 +288,8 @@ BOUNDS = (
         _scaling,
         (
             "Where annotation is uneven over the processes, one waits for the other: the extra work is on the "
-            "rows that are annotated."
+            "rows that are annotated. Times between processes are of the wall clock, and scatter with whatever else "
+            "the machine does."
         ),
         least=True,
     ),
