@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class EvaluationRecord:
             to fill the last batch left out.
         feature_layer (`str` or `list[str]`, *optional*): the layer or layers that maps are made of; default: resolved.
         alignment (`bool`, *optional*, defaults to `True`): whether maps are made at all.
+
+    Attributes:
+        annotated (`array` of shape `(N,)`, *optional*): of the last evaluation, boolean; `None` where no maps were
+            made.
+        aligned (`dict` of `array` of shape `(N,)`): of the last evaluation, NaN in rows that are not annotated.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class EvaluationRecord:
         self._model: nn.Module | None = None
         self._warned: WeakSet[nn.Module] = WeakSet()
         self._recording = False
+        self.annotated: np.ndarray | None = None
+        self.aligned: dict[str, np.ndarray] = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -67,6 +75,7 @@ class EvaluationRecord:
             obstacle (`str`, *optional*): why maps cannot be made of it, where that is known.
         """
         self._clear()
+        self.annotated, self.aligned = None, {}
         self._model, self.reason = model, None
         if self.alignment and obstacle is not None:
             self._refuse(obstacle)
@@ -143,8 +152,10 @@ class EvaluationRecord:
                 self._refuse("another process could not make the maps")
             return {}
         rows = annotated > 0
+        self.annotated = rows.numpy()
         if not rows.any():
             return {}
+        self.aligned = {name: column.numpy() for name, column in zip(ALIGNMENT, columns, strict=True)}
         values = {name: column[rows] for name, column in zip(ALIGNMENT, columns, strict=True)}
         return alignment_summary(values, torch.ones(int(rows.sum())))
 

@@ -14,6 +14,7 @@ from ..arguments import SaliencyTrainingArguments
 from ..inputs import check_evaluated, model_inputs, prepared
 from ..steps import run_options
 from .defaults import ALIGNMENT, CLASSIFICATION, ClassificationOfPredictions, has_exclusive_classes
+from .evaluated import Evaluated, evaluated
 from .record import EvaluationRecord
 from .selection import (
     NO_PICTURE,
@@ -46,6 +47,7 @@ class MeasuredTrainer(Trainer):
         self._record = EvaluationRecord(
             lambda rows: self.accelerator.gather_for_metrics(rows), self.args.feature_layer, self.args.eval_alignment
         )
+        self.evaluated: dict[str, Evaluated] = {}  # the last evaluation of each set, by its prefix
         self._added: set[str] = set()  # the metrics that are not Trainer's own
         self._is_own_set = False  # whether the evaluation is of eval_dataset, or of one of its sets
         self._batch_key = (-1, -1)  # optimizer step, micro-batch within it
@@ -205,6 +207,15 @@ class MeasuredTrainer(Trainer):
         if self.is_world_process_zero():
             for sentence in undefined_metrics(output.metrics, metric_key_prefix, reasons):
                 logger.warning_once(sentence)
+        record, config = self._record, self.model.config
+        self.evaluated[metric_key_prefix] = evaluated(
+            output,
+            metric_key_prefix,
+            has_exclusive_classes(config) and self.preprocess_logits_for_metrics is None,
+            record.aligned,
+            record.annotated,
+            self.state.global_step,
+        )
         return output
 
     def _reasons(self, metrics: Mapping[str, float], prefix: str) -> dict[str, str]:
