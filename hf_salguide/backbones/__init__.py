@@ -4,7 +4,7 @@ from .attribution import class_maps
 from .batch_norm import split_batch_norm
 from .capture import FeatureCapture
 from .classifier import as_classifier, set_image_size
-from .data_config import DataConfig, data_config, image_processor
+from .data_config import DataConfig, data_config, image_processor, keep_processor
 from .difference import difference_salience
 from .forward import check_image_size, is_checkpointed, is_reentrant, is_sharded, logits_of, unwrap_model
 from .layer import FeatureLayer
@@ -28,6 +28,7 @@ __all__ = [
     "data_config",
     "difference_salience",
     "image_processor",
+    "keep_processor",
     "is_checkpointed",
     "is_reentrant",
     "is_sharded",

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,12 +20,21 @@ from transformers.utils import cached_file
 
 from .forward import check_image_size, image_pair, input_shape, picture_config, refuse_without_pictures
 from .labels import check_labels, label_maps
-from .timm_models import architecture_of, check_architecture, create, default_config, pretrained_labels, wrap
+from .timm_models import (
+    LOADING_ARGUMENTS,
+    architecture_of,
+    check_architecture,
+    create,
+    default_config,
+    pretrained_labels,
+    wrap,
+)
 
 logger = logging.getLogger(__name__)
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SHARDS = "model.safetensors.index.json"
 
 
 def as_classifier(
@@ -268,8 +278,14 @@ def _from_name(
             "labels to take over (pretrained=True takes those of the weights)."
         )
     if source is not None:
-        return _from_checkpoint(source, names, pretrained, size, kwargs)
-    return _from_timm(name, names, {"pretrained": pretrained}, size, kwargs)
+        classifier = _from_checkpoint(source, names, pretrained, size, kwargs)
+        origin = None if Path(source).is_dir() else source.partition("@")[0]
+    else:
+        classifier = _from_timm(name, names, {"pretrained": pretrained}, size, kwargs)
+        origin = default_config(name).get("hf_hub_id")
+    # As transformers does where it loads weights; a model card names them.
+    classifier.config.name_or_path = (origin or classifier.config.name_or_path) if pretrained else ""
+    return classifier
 
 
 def _from_timm(
@@ -349,8 +365,9 @@ def _from_timm_checkpoint(
     labels = content.get("label_names") or (content.get("pretrained_cfg") or {}).get("label_names")
     if labels:
         overlay["label_names"] = labels
-    arguments = {**(content.get("model_args") or {}), **kwargs}
-    arguments.pop("num_classes", None)
+    # What says how to load a module is not taken from a file: checkpoint_path would open any other.
+    recorded = {key: value for key, value in (content.get("model_args") or {}).items() if key not in LOADING_ARGUMENTS}
+    arguments = {**recorded, **kwargs}
     if pretrained:
         overlay["state_dict"] = _state_dict(source, revision)
     if size is None:
@@ -364,15 +381,20 @@ def _from_timm_checkpoint(
 
 def _state_dict(source: str, revision: str | None) -> dict[str, torch.Tensor]:
     """The weights of a folder or a Hub id, under timm's names."""
-    for weights in WEIGHTS:
-        path = cached_file(source, weights, revision=revision, _raise_exceptions_for_missing_entries=False)
-        if path is None:
-            continue
-        if weights.endswith(".safetensors"):
-            from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key.removeprefix("timm_model."): tensor for key, tensor in state.items()}
-    raise ValueError(f'model="{source}" holds none of {", ".join(WEIGHTS)}; pass pretrained=False for random weights.')
+    def found(name: str) -> str | None:
+        return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+    if path := found(WEIGHTS[0]):
+        state = load_file(path)
+    elif path := found(SHARDS):
+        shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+        state = {key: tensor for name in shards for key, tensor in load_file(found(name) or name).items()}
+    elif path := found(WEIGHTS[1]):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        raise ValueError(
+            f'model="{source}" holds none of {", ".join(WEIGHTS)}; pass pretrained=False for random weights.'
+        )
+    return {key.removeprefix("timm_model."): tensor for key, tensor in state.items()}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from torch import nn
@@ -15,6 +16,8 @@ from .forward import image_pair, input_shape, unwrap_model
 
 # PIL's numbers, as image processors keep them.
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+# The processors that were loaded with models: a transformers model does not know its own.
+_LOADED: WeakKeyDictionary[nn.Module, BaseImageProcessor] = WeakKeyDictionary()
 CONVNEXT_SQUASHES_FROM = 384  # below, its processor (the one with a crop_pct) crops
 
 
@@ -57,7 +60,7 @@ def data_config(
         model (`nn.Module`): a classifier, see [`as_classifier`].
         image_size (`int` or pair, *optional*): `(H, W)`; default: the processor's, else the configuration's, else 224.
         processor (`BaseImageProcessor`, *optional*): for a transformers model, the processor of its weights; default:
-            one of the model's class with its default values.
+            the one that [`load_guided`] found with it, else one of the model's class with its default values.
 
     Returns:
         [`DataConfig`].
@@ -66,6 +69,7 @@ def data_config(
         ValueError: if the model takes neither one nor three channels.
     """
     model = unwrap_model(model)
+    processor = _LOADED.get(model) if processor is None else processor
     channels, *size = input_shape(model, image_size)
     if channels not in (1, 3):
         raise ValueError(f"{type(model).__name__} takes {channels} channels; pictures have 1 or 3.")
@@ -89,6 +93,11 @@ def data_config(
         values["mode"],
         channels,
     )
+
+
+def keep_processor(model: nn.Module, processor: BaseImageProcessor) -> None:
+    """Makes the processor that a model was loaded with the default of [`data_config`], as long as the model lives."""
+    _LOADED[unwrap_model(model)] = processor
 
 
 def _timm_config(model: nn.Module) -> dict[str, Any] | None:

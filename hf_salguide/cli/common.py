@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..backbones import as_classifier
 from ..data import check_table, load_saliency_dataset
+from ..hub.load import load_guided
 from ..studies.comparison.records import jsonable
 from .parsing import as_dict
 
@@ -79,14 +80,17 @@ def split_of(dataset: DatasetDict, argument: str, name: str) -> Any:
 
 def load_model(path: str) -> PreTrainedModel:
     """
-    Loads a trained classifier from a folder or the Hub, in evaluation mode.
+    Loads a trained classifier in evaluation mode: from a folder or the Hub as [`load_guided`], or a name of timm.
 
     Raises:
-        ValueError: if none is named.
+        ValueError: if none is named, and as [`load_guided`].
+        OSError: as [`load_guided`].
     """
     if not path:
         raise ValueError("model: give the folder or Hub id of a trained model, --model FOLDER.")
-    return as_classifier(path, pretrained=True).eval()
+    if "/" not in path and not Path(path).exists():
+        return as_classifier(path, pretrained=True).eval()
+    return load_guided(path).model
 
 
 def check_classes(model: PreTrainedModel, *datasets: Any) -> None:

@@ -23,7 +23,7 @@ LISTED = 5
 class ExplainArguments(ChosenArguments):
     """Which pictures, by which model, with which tool."""
 
-    model: str = field(default="", metadata={"help": "Folder or Hub id of a trained model."})
+    model: str = field(default="", metadata={"help": "Folder or Hub id (owner/name, owner/name@revision) of a model."})
     tool: str = field(
         default="maps",
         metadata={"help": "maps: of the true and of the other class; difference: what decides between the two."},
@@ -56,7 +56,7 @@ class ExplainArguments(ChosenArguments):
 
 def run(argv: Sequence[str]) -> int:
     """Maps of chosen pictures, or what decides over a data set: Difference Salience, its regions, whom it flatters."""
-    (args,) = parse([ExplainArguments], argv, "explain", run.__doc__ or "", "data")
+    (args,) = parse([ExplainArguments], argv, "explain", run.__doc__ or "", "data", "pictures")
     check(args)
     model = load_model(args.model)
     if args.tool == "difference":

@@ -12,14 +12,21 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ..data.pictures import PICTURES
+
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def parse(
-    types: Iterable[type], argv: Sequence[str], command: str, description: str, positional: str | None = None
+    types: Iterable[type],
+    argv: Sequence[str],
+    command: str,
+    description: str,
+    positional: str | None = None,
+    pictures: str | None = None,
 ) -> tuple[Any, ...]:
     """
-    Parses `[CONFIG.yaml] [POSITIONAL] [--option value ...]` into dataclasses; options win over the file.
+    Parses `[CONFIG.yaml] [POSITIONAL] [--option value ...] [PICTURE ...]` into dataclasses; options win over the file.
 
     Args:
         types (iterable of dataclasses): their fields are the options.
@@ -27,6 +34,8 @@ def parse(
         command (`str`): for the usage line.
         description (`str`): for `--help`.
         positional (`str`, *optional*): the option that a leading argument without dashes stands for.
+        pictures (`str`, *optional*): the option, a list, that picture files without an option stand for: in front, or
+            behind an option's value.
 
     Returns:
         `tuple` of the dataclasses' instances, in the order of `types`.
@@ -40,13 +49,17 @@ def parse(
     arguments = list(argv)
     usage = (
         f"hf-salguide {command} [CONFIG.yaml]{f' [{positional.upper()}]' if positional else ''} [--option value ...]"
+        f"{' [PICTURE ...]' if pictures else ''}"
     )
     parser = HfArgumentParser(types, prog=f"hf-salguide {command}", usage=usage, description=description)
     parser.allow_abbrev = False
     defaults: dict[str, Any] = {}
+    named: list[str] = []
     while arguments and not arguments[0].startswith("-"):
         if arguments[0].endswith(CONFIG_SUFFIXES):
             defaults |= read_config(arguments.pop(0))
+        elif pictures is not None and arguments[0].lower().endswith(PICTURES):
+            named.append(arguments.pop(0))
         elif positional is not None and f"--{positional}" not in arguments:
             arguments[:1] = [f"--{positional}", arguments[0]]
             break
@@ -62,7 +75,33 @@ def parse(
             action.required = False
             defaults[action.dest] = _typed(action, defaults[action.dest])
     parser.set_defaults(**defaults)
-    return tuple(parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False))
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        args=arguments, look_for_args_file=False, return_remaining_strings=True
+    )
+    _check_rest(rest, pictures)
+    if pictures is not None and named + rest:
+        if f"--{pictures}" in arguments:
+            raise ValueError(f"{' '.join(named + rest)} and --{pictures} name pictures in two ways; give one of them.")
+        setattr(next(part for part in parsed if hasattr(part, pictures)), pictures, named + rest)
+    return tuple(parsed)
+
+
+def _check_rest(rest: Sequence[str], pictures: str | None) -> None:
+    """
+    Checks what no option takes.
+
+    Raises:
+        ValueError: for an unknown option, a configuration file behind the options, and what is no picture.
+    """
+    unknown = [argument for argument in rest if argument.startswith("-")] if pictures is not None else rest
+    if unknown:
+        raise ValueError(f"{' '.join(unknown)}: no such option or argument; --help lists them.")
+    late = [argument for argument in rest if argument.endswith(CONFIG_SUFFIXES)]
+    if late:
+        raise ValueError(f"{late[0]!r}: a configuration file stands in front of the options.")
+    folders = [argument for argument in rest if Path(argument).is_dir()]
+    if folders:
+        raise ValueError(f"{folders[0]!r} is a folder; a data set stands in front of the options, or behind --data.")
 
 
 def _typed(action: argparse.Action, value: Any) -> Any:

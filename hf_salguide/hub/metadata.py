@@ -1,11 +1,14 @@
 """The guidance that a model was trained with, in its `config.json`."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..guidance import Guidance
+from ..guidance import Guidance, get_guidance, list_guidance
+
+logger = logging.getLogger(__name__)
 
 KEY = "saliency_guide"
 ADAPTER_FILE = "saliency_guide.json"  # beside adapters, which are saved without the model's configuration
@@ -18,6 +21,8 @@ SETTINGS = (
     "rescale_annotated",
     "seed",
 )
+VERSION = 1  # of the block
+_KEYS = {"name", "weight", "task_weight", "feature_layer", "options", "version", *SETTINGS}
 
 
 def guidance_block(
@@ -47,7 +52,7 @@ def guidance_block(
         "feature_layer": list(feature_layers) if len(feature_layers) > 1 else next(iter(feature_layers), None),
         "options": {method.name: method.options for method in methods},
         **{name: settings[name] for name in SETTINGS},
-        "version": 1,
+        "version": VERSION,
     }
 
 
@@ -91,3 +96,91 @@ def write_guidance(folder: str | Path, guidance: dict[str, Any] | None) -> None:
         config[KEY] = guidance
     if guidance is not None or stale is not None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def read_guidance(block: Any, source: str) -> dict[str, Any]:
+    """
+    Reads the block of a saved configuration. It warns, once, where the block is not what this release writes.
+
+    Args:
+        block: what the configuration holds under [`KEY`]; `None` where it holds nothing.
+        source (`str`): where it comes from, for the warning.
+
+    Returns:
+        `dict`: the block, its unknown keys kept, with `None` for `weight`, `feature_layer` and `version` where it says
+        nothing of them; `{}` where there is none, or one that is not understood.
+    """
+    if block is None:
+        return {}
+    fault = _fault(block)
+    if fault:
+        logger.warning(
+            '"%s": its configuration says how the model was guided in a form that is not understood (%s in %s); '
+            "it is loaded as if trained plainly, and maps are made at the layer that is found.",
+            source,
+            fault,
+            KEY,
+        )
+        return {}
+    version = block.get("version")
+    missing = [f"the options of {name} are other ones here, and are left out" for name in _unread_options(block)]
+    if version is not None and (not isinstance(version, int) or isinstance(version, bool) or version > VERSION):
+        unknown = sorted(set(block) - _KEYS)
+        if unknown:
+            missing.insert(0, f"not used: {', '.join(unknown)}")
+        missing += [f"{name} is not known here" for name in _names(block) if name not in list_guidance()]
+        logger.warning(
+            '"%s" was saved by a later release: its block %s has version=%r, and this release knows %d. The model is '
+            "whole; of its guidance, something may be missing (%s). Update hf_salguide to read all of it.",
+            source,
+            KEY,
+            version,
+            VERSION,
+            "; ".join(missing) or "nothing that this release knows of",
+        )
+    elif missing:
+        logger.warning('"%s": in its block %s, %s.', source, KEY, "; ".join(missing))
+    return {"weight": None, "feature_layer": None, "version": None, **block}
+
+
+def usable_guidance(guidance: Mapping[str, Any]) -> dict[str, Any]:
+    """A block without the options that this release cannot give to its methods, for what applies it to pictures."""
+    unread = set(_unread_options(guidance))
+    options = {name: value for name, value in (guidance.get("options") or {}).items() if name not in unread}
+    return {**guidance, "options": options}
+
+
+def _names(block: Mapping[str, Any]) -> list[str]:
+    name = block["name"]
+    return [name] if isinstance(name, str) else list(name)
+
+
+def _fault(block: Any) -> str | None:
+    """What makes a block unreadable, if anything does."""
+    if not isinstance(block, dict):
+        return f"a {type(block).__name__} in place of a mapping"
+    name, layer, options = block.get("name"), block.get("feature_layer"), block.get("options") or {}
+    if not _is_text(name) or not name:
+        return f"name={name!r}"
+    if layer is not None and not (_is_text(layer) and layer):
+        return f"feature_layer={layer!r}"
+    if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
+        return f"options={options!r}"
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string or a list of some."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+
+def _unread_options(block: Mapping[str, Any]) -> list[str]:
+    """The methods that this release knows, but not with the options of the block."""
+    unread, options = [], block.get("options") or {}
+    for name in _names(block):
+        try:
+            if name in list_guidance():
+                get_guidance(name, **options.get(name, {}))
+        except (TypeError, ValueError):
+            unread.append(name)
+    return unread

@@ -509,3 +509,11 @@ def test_set_image_size_writes_what_the_model_takes():
     with pytest.raises(ValueError, match=r"image_size=\(96, 96\) is refused .*take \(64, 64\)"):
         set_image_size(vit, 96)
     assert vit.config.pretrained_cfg["input_size"] == [3, 64, 64]
+
+
+def test_where_weights_started_from_is_kept(tmp_path):
+    model = as_classifier("test_resnet", label_names=["a", "b"])
+    assert not model.config.name_or_path
+    model.save_pretrained(tmp_path)
+    assert "name_or_path" not in (tmp_path / "config.json").read_text()
+    assert not as_classifier(tmp_path, label_names=["a", "b"]).config.name_or_path

@@ -70,6 +70,51 @@ def test_picture_files_have_no_labels(folder, model, tmp_path, capsys):
     assert "nan" not in printed.lower()
 
 
+@pytest.mark.parametrize("place", ["behind", "in front", "behind, of two"])
+def test_picture_files_need_no_option(place, folder, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures = [str(folder / row["file_name"]) for row in table_of(folder)[: 2 if "two" in place else 1]]
+    config = tmp_path / "config.yaml"
+    config.write_text("rival: mean\npictures: [of_the_file.png]\n")
+    options = ["--model", str(model), "--output", "out.png"]
+    arguments = [*pictures, *options] if place == "in front" else [*options, *pictures]
+    assert main(["explain", str(config), *arguments]) == 0
+    assert f"Panel of {len(pictures)} picture(s): out.png" in capsys.readouterr().out
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pictures", "a.png", "--split", "test", "b.png"], "b.png and --pictures name pictures in two ways"),
+        (["a.png", "--pictures", "b.png"], "a.png and --pictures name pictures in two ways"),
+        (["--splits", "test"], "--splits: no such option or argument; --help lists them"),
+        (["--split", "test", "late.yaml"], "'late.yaml': a configuration file stands in front of the options"),
+        (["--split", "test", "."], "'.' is a folder; a data set stands in front of the options, or behind --data"),
+        (["--split", "test", "nowhere.png"], "pictures: nowhere.png not found"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_stands_without_an_option(arguments, message, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    front = [arguments.pop(0)] if arguments[0] == "a.png" else []
+    assert main(["explain", *front, "--model", str(model), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet1x", "neither a timm architecture, nor a local folder, nor a Hub id"),
+        ("./nowhere", 'path_or_id="./nowhere" is no folder on this machine'),
+        ("owner/name@", "HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_models_that_are_not_there(name, message, folder, capsys):
+    assert main(["explain", "--model", name, str(folder / table_of(folder)[0]["file_name"])]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["no table", "no labels"])
 def test_a_folder_without_labels_is_explained(kind, folder, model, tmp_path):
     other = copy_of(folder, tmp_path / "other", lambda rows: [{"file_name": row["file_name"]} for row in rows])
