@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from ..hub.facts import CardFacts, check_facts
+from ..hub.record import SplitResult
+from ..hub.results import split_result
+from ..hub.update import update_card
 from ..metrics import auroc, bootstrap_interval, presentation_attack_metrics
 from .common import DataArguments, class_names, load_model, split_of, table, writable, write_json
-from .parsing import parse
+from .parsing import as_dict, parse
 
 if TYPE_CHECKING:
     from ..studies.predictions import Predictions
@@ -57,6 +62,13 @@ class EvaluateArguments(DataArguments):
     map_class: str = field(default="predicted", metadata={"help": "Whose map: predicted or true."})
     batch_size: int = field(default=32, metadata={"help": "Pictures a forward."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read pictures."})
+    card: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "true: the results, with intervals, go into the card of the model's folder; or facts for it, as "
+            'JSON: {"baseline": "out/plain", "license": "mit"}.'
+        },
+    )
     json: str | None = field(default=None, metadata={"help": "File for the figures as JSON."})
 
 
@@ -66,6 +78,7 @@ def run(argv: Sequence[str]) -> int:
     from ..studies.predictions import predict
 
     check(args)
+    facts = card_facts(args)
     model = load_model(args.model)
     names = class_names(model)
     if args.bona_fide is not None and args.bona_fide not in names:
@@ -102,7 +115,49 @@ def run(argv: Sequence[str]) -> int:
         )
     if args.json:
         print(f"Written to {write_json(args.json, results)}")
+    if facts is not None:
+        measured = [card_result(name, judged[name], facts) for name in splits]
+        update_card(args.model, model, measured, facts)
+        print(f"The card of {args.model} has the results of {', '.join(splits)}.")
     return 0
+
+
+def card_facts(args: EvaluateArguments) -> CardFacts | None:
+    """
+    What goes into the card beside the results; `None` where none is to be written.
+
+    Raises:
+        ValueError: for a model on the Hub, whose card cannot be written, a fact that there is not, and maps of another
+            class than those of the card.
+    """
+    wanted = args.card
+    if wanted is None or (isinstance(wanted, str) and wanted.lower() in ("false", "none", "")) or wanted is False:
+        return None
+    told = {} if str(wanted).lower() == "true" else as_dict("card", wanted)
+    if not Path(args.model).is_dir():
+        raise ValueError(
+            f'card: model="{args.model}" is no folder, and only a folder\'s card can be written; download the model, '
+            "evaluate the folder, and push it."
+        )
+    if args.map_class != "predicted":
+        raise ValueError(
+            f'card: its maps are those of the predicted class, not map_class="{args.map_class}"; leave map_class out.'
+        )
+    return check_facts({"dataset": args.data, **told})
+
+
+def card_result(name: str, predictions: "Predictions", facts: CardFacts) -> SplitResult:
+    """What a card says of one split."""
+    outside = facts.out_of_distribution
+    return split_result(
+        name,
+        predictions.labels,
+        predictions.probabilities,
+        predictions.alignment,
+        predictions.annotated,
+        groups=predictions.groups,
+        out_of_distribution=None if outside is None else name in outside,
+    )
 
 
 def check(args: EvaluateArguments) -> None:

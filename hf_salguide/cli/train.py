@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
 from ..arguments import SaliencyTrainingArguments
 from ..backbones import as_classifier
+from ..callbacks import SaliencyPanelCallback
+from ..hub.callback import ModelCardCallback
+from ..hub.facts import check_facts
 from ..trainer import SaliencyTrainer
 from .common import DataArguments, split_of, table, write_json
 from .parsing import as_dict, parse
@@ -26,6 +30,13 @@ class TrainArguments(DataArguments):
     eval_split: str | None = field(
         default="validation", metadata={"help": "The split to evaluate and select on; none for none."}
     )
+    card: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'What the model card is to say beside what the run shows, as JSON: {"license": "mit", '
+            '"dataset_license": "cc-by-4.0", "saliency_source": "two readers", "baseline": "out/plain"}.'
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better metric_for_best_model before training stops."}
     )
@@ -34,6 +45,7 @@ class TrainArguments(DataArguments):
 def run(argv: Sequence[str]) -> int:
     """Trains a classifier on a data set of pictures and saliency, guided or plain, and saves it."""
     args, training = parse([TrainArguments, SaliencyTrainingArguments], argv, "train", run.__doc__ or "", "data")
+    card = model_card(args, bool(training.push_to_hub))
     resume = resume_from(training.resume_from_checkpoint)
     refuse_used(str(training.output_dir), resume)
     dataset = args.load()
@@ -62,21 +74,46 @@ def run(argv: Sequence[str]) -> int:
         training,
         train_dataset=train,
         eval_dataset=validation,
-        callbacks=None if patience is None else [EarlyStoppingCallback(patience)],
+        callbacks=[card, *([] if patience is None else [EarlyStoppingCallback(patience)])],
     )
+    if card.facts.publish_pictures and card.facts.panel is None:
+        card.draw = SaliencyPanelCallback(train if validation is None else validation).draw
     results = Path(str(training.output_dir)) / "results.json"
     results.unlink(missing_ok=True)  # of an earlier run: it would outlive a run that is broken off
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # published below, with the results in its card
     trainer.save_state()
     if validation is not None:
         metrics = trainer.evaluate()
+        trainer.create_model_card()
         if trainer.is_world_process_zero():
             print(table(["metric", "value"], sorted(metrics.items())))
             print(f"Written to {write_json(results, metrics)}")
+    if training.push_to_hub:
+        trainer.push_to_hub()
     if trainer.is_world_process_zero():
         print(f"Model saved in {training.output_dir}; next: hf-salguide evaluate --model {training.output_dir} ...")
     return 0
+
+
+def model_card(args: TrainArguments, pushes: bool) -> ModelCardCallback:
+    """
+    The card that the options describe; the data set and the evaluation split are known without being told.
+
+    Args:
+        args ([`TrainArguments`]): the options.
+        pushes (`bool`): whether the model is published, so that a data set without a license is worth a warning.
+
+    Raises:
+        ValueError: for a fact that there is not, or one of a wrong type.
+    """
+    told = as_dict("card", args.card)
+    check_facts(told)
+    split = args.eval_split or "none"
+    known: dict[str, Any] = {"dataset": args.data, "split_names": {} if split == "none" else {"eval": split}}
+    card = ModelCardCallback(**{**known, **told})
+    card.reminds = bool(told) or pushes
+    return card
 
 
 def resume_from(value: str | bool | None) -> str | bool | None:

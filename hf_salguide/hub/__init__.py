@@ -1,5 +1,43 @@
-"""What is saved and published with a guided model."""
+"""What is saved and published with a guided model: its metadata, its card, pushing it and loading it back."""
 
+from .callback import ModelCardCallback
+from .card import README, published_card, render_card, write_card
+from .load import GuidedModel, load_guided
 from .metadata import KEY, check_json, guidance_block, write_guidance
+from .push import PushError, add_card, again, api, going_on, open_repository, push_folder, stage_of, upload
+from .record import CardRecord, Measured, SplitResult
+from .results import split_result
+from .saving import saved_files, write_training_arguments, write_under_timm_names
+from .staging import add_to_stage, make_stage
 
-__all__ = ["KEY", "check_json", "guidance_block", "write_guidance"]
+__all__ = [
+    "KEY",
+    "README",
+    "CardRecord",
+    "GuidedModel",
+    "Measured",
+    "ModelCardCallback",
+    "PushError",
+    "SplitResult",
+    "add_card",
+    "add_to_stage",
+    "again",
+    "api",
+    "check_json",
+    "going_on",
+    "guidance_block",
+    "load_guided",
+    "make_stage",
+    "open_repository",
+    "published_card",
+    "push_folder",
+    "render_card",
+    "saved_files",
+    "split_result",
+    "stage_of",
+    "upload",
+    "write_card",
+    "write_guidance",
+    "write_training_arguments",
+    "write_under_timm_names",
+]

@@ -74,7 +74,7 @@ def test_options_reach_what_they_are_for(folder, tmp_path, monkeypatch):
     assert built["drop_rate"] == 0.25
     assert built["pretrained"] is True
     assert built["label_names"] == ["zero", "one"]
-    (callback,) = spied["SaliencyTrainer"]["callbacks"]
+    _, callback = spied["SaliencyTrainer"]["callbacks"]  # beside the model card's
     assert callback.early_stopping_patience == 7
     assert set(spied["SaliencyTrainer"]["train_dataset"]["weight"]) == {2.0}
 

@@ -1,0 +1,110 @@
+"""Another model beside a card's own: its results, where it is a fair comparison."""
+
+from typing import Any
+
+from .record import CardRecord, Comparison, SplitResult
+
+
+def compared(record: CardRecord, other: CardRecord | None, role: str) -> Comparison | None:
+    """
+    What a card shows of another model.
+
+    Args:
+        record ([`CardRecord`]): of the model whose card it is.
+        other ([`CardRecord`], *optional*): of the other one.
+        role (`str`): `"baseline"`, the unguided model, or `"inverted"`, the control with inverted saliency.
+
+    Returns:
+        [`Comparison`], or `None` where there is none: with the results on the sets that both were measured on.
+
+    Raises:
+        ValueError: if the baseline was guided, the control's saliency was not inverted, or the two models differ in
+            architecture, classes, picture size, training data or the pictures of a set of the same name.
+    """
+    if other is None:
+        return None
+    training = other.training
+    methods = [] if training is None else [method.name for method in training.methods]
+    if role == "baseline" and methods:
+        raise ValueError(
+            f"{role} of a card was guided itself, by {', '.join(methods)}; give the model that was trained with "
+            'guidance="none".'
+        )
+    control = None if training is None else training.control
+    if role == "inverted" and (control != "inverted" or not methods):
+        raise ValueError(
+            f"{role} of a card was trained with {control or 'human'} saliency"
+            f"{'' if methods else ', without any guidance'}; give the model that was trained with "
+            "invert_saliency=True."
+        )
+    own = None if record.training is None else record.training.methods
+    if role == "inverted" and own and [method.name for method in own] != methods:
+        raise ValueError(
+            f"{role} of a card was guided by {', '.join(methods)}, and this model by "
+            f"{', '.join(method.name for method in own)}; give the control of the same method."
+        )
+    _refuse_others(record, other, role)
+    found = Comparison(
+        methods=methods,
+        control=control,
+        seed=None if training is None else training.seed,
+        arguments=_differing(record, other),
+        results=list(other.results),
+    )
+    check_pictures(record, found, role)
+    return found
+
+
+def _differing(record: CardRecord, other: CardRecord) -> dict[str, Any]:
+    """The other model's training arguments that are not this one's."""
+    if record.training is None or other.training is None:
+        return {}
+    own, theirs = record.training.hyperparameters, other.training.hyperparameters
+    names = sorted(own.keys() | theirs.keys())
+    return {name: theirs.get(name, "default") for name in names if own.get(name) != theirs.get(name)}
+
+
+def check_pictures(record: CardRecord, other: Comparison | None, role: str) -> None:
+    """
+    Checks that sets of the same name hold the same pictures.
+
+    Raises:
+        ValueError: if they differ in number, or in the order of their classes.
+    """
+    theirs = {result.key: result for result in other.results} if other is not None else {}
+    for result in record.results:
+        if result.key in theirs:
+            _refuse_other_pictures(result, theirs[result.key], role)
+
+
+def _refuse_others(record: CardRecord, other: CardRecord, role: str) -> None:
+    for what, ours, theirs in (
+        ("architecture", record.model.architecture, other.model.architecture),
+        ("classes", record.model.label_names, other.model.label_names),
+        ("picture size", record.model.image_size, other.model.image_size),
+        ("training set", _size_of(record), _size_of(other)),
+        ("data set", _name_of(record), _name_of(other)),
+    ):
+        if ours and theirs and ours != theirs:
+            raise ValueError(
+                f"{role} of a card has another {what} than this model: {theirs}, not {ours}; give a model that "
+                "differs in its guidance alone."
+            )
+
+
+def _size_of(record: CardRecord) -> str | None:
+    splits = [] if record.data is None else record.data.splits
+    return next((f"{split.pictures} pictures" for split in splits if split.name == "train"), None)
+
+
+def _name_of(record: CardRecord) -> str | None:
+    return None if record.data is None else record.data.hub_id or record.data.name
+
+
+def _refuse_other_pictures(ours: SplitResult, theirs: SplitResult, role: str) -> None:
+    differ = ours.pictures != theirs.pictures or (ours.labels and theirs.labels and ours.labels != theirs.labels)
+    if differ:
+        raise ValueError(
+            f'{role} of a card was measured on other pictures of "{ours.name}" than this model ({theirs.pictures} and '
+            f"{ours.pictures}, or in another order); evaluate both on the same ones."
+        )

@@ -1,0 +1,129 @@
+"""What is written beside a saved model's weights, and which files of a folder are published."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .record import FILE as RECORD_FILE
+from .record import CardRecord
+
+ARGUMENTS_FILE = "training_args.json"
+PICKLED_ARGUMENTS_FILE = "training_args.bin"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+# What a trainer writes into a folder for others to load, but for shards and the card.
+SAVED_FILES = (
+    "config.json",
+    WEIGHTS_FILE,
+    "adapter_config.json",
+    ADAPTER_WEIGHTS_FILE,
+    "saliency_guide.json",
+    "preprocessor_config.json",
+    ARGUMENTS_FILE,
+    RECORD_FILE,
+)
+WRAPPED = "timm_model."  # what transformers' wrapper puts before timm's own names
+# Arguments that say where a run was, not what it did, and those that may hold a secret.
+LEFT_OUT = ("output_dir", "logging_dir", "resume_from_checkpoint", "local_rank", "run_name")
+
+
+def write_under_timm_names(folder: str | Path) -> None:
+    """
+    Renames the weights of a wrapped timm model to timm's own names, under which timm and transformers both load them.
+
+    `timm.create_model("local-dir:FOLDER")` knows no other names; transformers' wrapper takes either. The file is
+    replaced at once: it is never half written.
+
+    Args:
+        folder (`str` or `Path`): where `save_pretrained` has saved a `TimmWrapperForImageClassification`. Folders
+            without a single `model.safetensors` (adapters alone, shards) are left as they are.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as file:
+        metadata, names = file.metadata(), list(file.keys())
+        if not any(name.startswith(WRAPPED) for name in names):
+            return
+        tensors = {name.removeprefix(WRAPPED): file.get_tensor(name) for name in names}
+    part = path.with_name(f"_{path.name}")
+    save_file(tensors, part, metadata=metadata)
+    part.replace(path)
+
+
+def published_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Training arguments as they may be read by anybody: no tokens, no paths.
+
+    Args:
+        values (`dict`): `TrainingArguments.to_dict()`.
+
+    Returns:
+        `dict` without tokens and folders of the run; of other absolute paths the last part stays.
+    """
+    kept = {name: value for name, value in values.items() if name not in LEFT_OUT and not name.endswith("_token")}
+    return {name: _without_folders(value) for name, value in kept.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _without_folders(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and os.path.isabs(value)):
+        return Path(value).name
+    return value
+
+
+def write_training_arguments(folder: str | Path, values: Mapping[str, Any]) -> None:
+    """
+    Writes `training_args.json` in the place of `training_args.bin`, a pickle, which nobody should have to open.
+
+    Args:
+        folder (`str` or `Path`): where the model is saved.
+        values (`dict`): `TrainingArguments.to_dict()`.
+    """
+    content = json.dumps(published_arguments(values), indent=2, sort_keys=True, default=str)
+    (Path(folder) / ARGUMENTS_FILE).write_text(content + "\n", encoding="utf-8")
+    (Path(folder) / PICKLED_ARGUMENTS_FILE).unlink(missing_ok=True)
+
+
+def saved_files(folder: str | Path) -> list[str]:
+    """
+    The files of a folder that belong to the model saved there, the card apart: no file of anybody else.
+
+    Args:
+        folder (`str` or `Path`): where a trainer has saved a model.
+
+    Returns:
+        `list` of `str`: their names, those that exist.
+
+    Raises:
+        ValueError: if the folder does not exist, or holds no model in safetensors.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f'folder="{folder}" is no folder; give the output_dir of a training, where its model is.')
+    names = [name for name in SAVED_FILES if (folder / name).is_file()]
+    index = folder / INDEX_FILE
+    if WEIGHTS_FILE not in names and index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names += [INDEX_FILE, *sorted(name for name in shards if (folder / name).is_file() and "/" not in name)]
+    record = CardRecord.read(folder)
+    if record is not None and record.panel and Path(record.panel).name == record.panel:
+        names += [record.panel] if (folder / record.panel).is_file() else []
+    configured = {"config.json", "adapter_config.json"} & set(names)
+    if not configured or not any(name.endswith(".safetensors") for name in names):
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(
+            f'folder="{folder}" holds no model (config.json and {WEIGHTS_FILE}), but {held}; give the output_dir of '
+            "a training, or one of its checkpoints. Weights that are a pickle are not published: save them with "
+            "save_pretrained."
+        )
+    return names
