@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from .callbacks import SaliencyPanelCallback
     from .data import SaliencyCollator, load_saliency_dataset
     from .guidance import Guidance, get_guidance, list_guidance, register_guidance
+    from .hub import ModelCardCallback, load_guided
     from .trainer import SaliencyTrainer
 
 _EXPORTS = {
     "Guidance": "guidance",
+    "ModelCardCallback": "hub",
     "SaliencyCollator": "data",
     "SaliencyPanelCallback": "callbacks",
     "SaliencyTrainer": "trainer",
@@ -27,6 +29,7 @@ _EXPORTS = {
     "difference_salience": "backbones",
     "get_guidance": "guidance",
     "list_guidance": "guidance",
+    "load_guided": "hub",
     "load_saliency_dataset": "data",
     "register_guidance": "guidance",
     "resolve_feature_layer": "backbones",
@@ -35,6 +38,7 @@ _EXPORTS = {
 
 __all__ = [
     "Guidance",
+    "ModelCardCallback",
     "SaliencyCollator",
     "SaliencyPanelCallback",
     "SaliencyTrainer",
@@ -43,6 +47,7 @@ __all__ = [
     "difference_salience",
     "get_guidance",
     "list_guidance",
+    "load_guided",
     "load_saliency_dataset",
     "register_guidance",
     "resolve_feature_layer",

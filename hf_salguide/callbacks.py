@@ -133,13 +133,30 @@ class SaliencyPanelCallback(TrainerCallback):
             return
         try:
             with _left_alone(model):
-                rows = [self._dataset[row] for row in self.rows]
-                explanations = explain(model, rows, **self._evaluation(args))
-                figure = draw_panel(explanations, [f"row {row}" for row in self.rows])
+                figure = self._panel(model, args)
                 if not self._log(figure, state.global_step):
                     save_panel(figure, Path(str(args.output_dir)) / FOLDER / f"step_{state.global_step:06d}.png")
         except Exception as error:  # whatever it is, a picture is not worth a training
             logger.warning_once(f"A saliency panel could not be drawn, and training goes on: {error}")
+
+    def draw(self, trainer: Trainer, path: str | Path) -> None:
+        """
+        Draws the panel of a trainer's model into a file, for its card:
+        `ModelCardCallback(publish_pictures=True, panel=SaliencyPanelCallback(dataset["test"]).draw)`.
+
+        Args:
+            trainer ([`~transformers.Trainer`]): whose model it is; a [`SaliencyTrainer`]'s `eval_transform` is taken.
+            path (`str` or `Path`): the picture that is written, `.png`, `.pdf` or `.svg`.
+        """
+        self.attach(trainer)
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        with _left_alone(model):
+            save_panel(self._panel(model, trainer.args), path)
+
+    def _panel(self, model: nn.Module, args: TrainingArguments) -> "Figure":
+        rows = [self._dataset[row] for row in self.rows]
+        explanations = explain(model, rows, **self._evaluation(args))
+        return draw_panel(explanations, [f"row {row}" for row in self.rows])
 
     def _evaluation(self, args: TrainingArguments) -> dict[str, Any]:
         """What `explain` is to do as the trainer does; a plain `Trainer` and its arguments say nothing of it."""

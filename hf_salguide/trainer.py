@@ -16,9 +16,8 @@ from transformers.utils import logging
 from .arguments import SaliencyTrainingArguments
 from .backbones import DataConfig, FeatureLayer, data_config, image_processor, set_image_size
 from .data import SaliencyCollator, check_table, make_transforms
-from .evaluation import MeasuredTrainer
 from .guidance import ADAPTIVE, Guidance, Pictures, schedule_factor
-from .hub import guidance_block, write_guidance
+from .hub import guidance_block
 from .inputs import (
     annotated_scale,
     check_evaluated,
@@ -32,6 +31,7 @@ from .inputs import (
     weighted_task_loss,
 )
 from .means import RunningMeans
+from .publishing import PublishingTrainer
 from .steps import (
     Choice,
     Draws,
@@ -57,7 +57,7 @@ from .steps import (
 logger = logging.get_logger(__name__)
 
 
-class SaliencyTrainer(MeasuredTrainer):
+class SaliencyTrainer(PublishingTrainer):
     """
     A drop-in [`~transformers.Trainer`] for image classifiers, whose loss adds guidance by human saliency.
 
@@ -179,6 +179,7 @@ class SaliencyTrainer(MeasuredTrainer):
 
         self._train_means = RunningMeans()
         self._set_up_evaluation(default_metrics=compute_metrics is None and preprocess_logits_for_metrics is None)
+        self._set_up_card()
         self.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # until the loop says otherwise
 
     # ---- Set-up ----
@@ -419,11 +420,6 @@ class SaliencyTrainer(MeasuredTrainer):
         size = self._train_batch_size if training else self.args.eval_batch_size
         first = (micro * self.args.world_size + self.args.process_index) * size
         return Draws(self.args.seed, step, torch.arange(first, first + count, device=device))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            write_guidance(output_dir or self.args.output_dir, self.guidance_block())
 
     def guidance_block(self) -> dict[str, Any] | None:
         """What the saved configuration says about guidance; `None` for plain training."""

@@ -22,7 +22,8 @@ LAYERS = {
     "arguments": {"maps", "backbones", "data", "guidance", "metrics"},
     "inputs": {"data", "guidance", "hub"},
     "evaluation": {"backbones", "guidance", "steps", "metrics", "hub", "arguments", "inputs"},
-    "trainer": {"backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "inputs", "evaluation"},
+    "publishing": {"hub", "evaluation"},
+    "trainer": {"backbones", "data", "guidance", "steps", "metrics", "hub", "arguments", "inputs", "publishing"},
     "studies": {
         "maps",
         "backbones",

@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "read every picture and map of a data set and list what is wrong",
     "explain": "maps of chosen pictures, or what decides over a data set (--tool difference)",
     "compare": "methods against plain training over seeds, with a report: did guidance help on your data?",
+    "push": "publish a trained model with its card on the Hub",
     "methods": "the guidance methods, their papers and defaults",
     "backbones": "the feature layer of each family of timm and transformers, and what holds of it",
     "bench": "the cost of a guided step as a multiple of the plain step",
