@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow zoo quality format
+.PHONY: demo test test-slow zoo cards quality format
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,10 +25,14 @@ zoo: $(INSTALLED)  ## every family of backbones resolved, checked and trained, a
 	$(BIN)/hf-salguide backbones --train true --processes 2 --json runs/backbones.json
 	$(BIN)/python tools/readme.py --backbones runs/backbones.json
 
-quality: $(INSTALLED)  ## ruff (format and lint) and mypy
+cards: $(INSTALLED)  ## the cards of model_cards, rendered from the recorded runs
+	$(BIN)/python tools/cards.py
+
+quality: $(INSTALLED)  ## ruff (format and lint), mypy, and whether the cards are those of their records
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/cards.py --check
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hub.clients import run_client
+from hub.local_hub import TOKEN, LocalHub
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -114,8 +116,10 @@ def test_the_script_of_the_readme_runs(tmp_path, digits_folder):
     assert len([line for line in script.splitlines() if line.strip()]) <= 16
     script = script.replace('"path/to/folder"', repr(str(digits_folder))).replace("resnet18", "test_resnet")
     script = script.replace('"out"', f"{str(tmp_path)!r}, max_steps=2, use_cpu=True, report_to='none'")
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    with LocalHub() as hub:
+        finished = run_client(hub, script, token=TOKEN)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert {"config.json", "model.safetensors", "README.md"} <= set(hub[f"user/{tmp_path.name}"].files("main"))
     assert "eval_cyborg_loss" in finished.stdout
     from transformers import AutoModelForImageClassification
 
