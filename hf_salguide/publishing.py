@@ -86,7 +86,10 @@ class PublishingTrainer(MeasuredTrainer):
         write_guidance(folder, self.guidance_block())
         write_training_arguments(folder, self.args.to_dict())
         if self.is_world_process_zero():
-            self.model_card.write(folder)
+            try:
+                self.model_card.write(folder)
+            except Exception as error:  # whatever it is, a card is not worth a training
+                logger.warning(f"The card of {folder} could not be written, and the model is saved without: {error}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with self._reading(resume_from_checkpoint):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support import NAMES, Rows, build, make_batch, make_trainer
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_salguide import as_classifier
+from hf_salguide import ModelCardCallback, as_classifier
 from hf_salguide.hub.saving import published_arguments, saved_files, write_training_arguments, write_under_timm_names
 
 SIZE = (64, 96)
@@ -211,3 +211,17 @@ def test_shards_belong_to_the_model(tmp_path):
     for shard in shards:
         (tmp_path / shard).write_bytes(b"x")
     assert saved_files(tmp_path) == ["config.json", "model.safetensors.index.json", *shards]
+
+
+def test_a_card_that_cannot_be_written_costs_no_training(tmp_path, caplog):
+    class Broken(ModelCardCallback):
+        def write(self, folder):
+            raise RuntimeError("no pen")
+
+    batch = Rows(make_batch(SIZE, 4))
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(build("resnet"), tmp_path, train_dataset=batch, callbacks=[Broken()], **options)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert "model.safetensors" in saved_files(tmp_path / "checkpoint-2")
+    assert "could not be written, and the model is saved without: no pen" in caplog.text
