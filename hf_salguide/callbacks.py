@@ -147,8 +147,14 @@ class SaliencyPanelCallback(TrainerCallback):
         Args:
             trainer ([`~transformers.Trainer`]): whose model it is; a [`SaliencyTrainer`]'s `eval_transform` is taken.
             path (`str` or `Path`): the picture that is written, `.png`, `.pdf` or `.svg`.
+
+        Raises:
+            ValueError: for a model whose weights are spread over processes.
         """
         self.attach(trainer)
+        spread = spread_weights(trainer)
+        if spread is not None:
+            raise ValueError(f"No panel is drawn under {spread}: one process alone cannot run the model.")
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         with _left_alone(model):
             save_panel(self._panel(model, trainer.args), path)

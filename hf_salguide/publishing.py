@@ -1,5 +1,6 @@
 """`Trainer` whose saved folders and pushes hold what others load: no pickle, a card, nothing that is not ours."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
 from .evaluation import MeasuredTrainer
 from .hub import (
+    KEY,
     README,
     ModelCardCallback,
     add_card,
     add_to_stage,
     again,
     api,
+    check_revision,
     going_on,
+    has_edited_card,
     make_stage,
     open_repository,
     saved_files,
@@ -50,16 +55,13 @@ class PublishingTrainer(MeasuredTrainer):
 
     def _set_up_card(self) -> None:
         """After the constructor's work: a card is written, with what the run itself tells."""
-        if not any(isinstance(each, ModelCardCallback) for each in self.callback_handler.callbacks):
+        if self.model_card is None:
             self.add_callback(ModelCardCallback())
 
     @property
-    def model_card(self) -> ModelCardCallback:
-        """The callback that keeps the record of the run, and writes its card."""
-        found: ModelCardCallback = next(
-            each for each in self.callback_handler.callbacks if isinstance(each, ModelCardCallback)
-        )
-        return found
+    def model_card(self) -> ModelCardCallback | None:
+        """The callback that keeps the record of the run, and writes its card; `None` where it was removed."""
+        return next((each for each in self.callback_handler.callbacks if isinstance(each, ModelCardCallback)), None)
 
     def add_callback(self, callback: Any) -> None:
         """As in `Trainer`; a [`ModelCardCallback`] takes the place of another."""
@@ -83,11 +85,14 @@ class PublishingTrainer(MeasuredTrainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, TimmWrapperForImageClassification):
             write_under_timm_names(folder)
-        write_guidance(folder, self.guidance_block())
+        # Weights that this trainer has not trained are guided as they came.
+        trained = self.state.global_step > 0
+        write_guidance(folder, self.guidance_block() if trained else getattr(model.config, KEY, None))
         write_training_arguments(folder, self.args.to_dict())
-        if self.is_world_process_zero():
+        card = self.model_card
+        if self.is_world_process_zero() and card is not None:
             try:
-                self.model_card.write(folder)
+                card.write(folder)
             except Exception as error:  # whatever it is, a card is not worth a training
                 logger.warning(f"The card of {folder} could not be written, and the model is saved without: {error}")
 
@@ -115,17 +120,21 @@ class PublishingTrainer(MeasuredTrainer):
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self._read_from is not None and load_result.missing_keys and isinstance(model, PreTrainedModel):
-            with preserve_rng():
-                loaded, report = type(model).from_pretrained(
-                    self._read_from,
-                    config=deepcopy(model.config),
-                    attn_implementation=model.config._attn_implementation,
-                    dtype=model.dtype,
-                    output_loading_info=True,
-                )
-            if not report["missing_keys"]:
-                model.load_state_dict(loaded.state_dict())
-                return
+            try:
+                with preserve_rng():
+                    loaded, report = type(model).from_pretrained(
+                        self._read_from,
+                        config=deepcopy(model.config),
+                        attn_implementation=model.config._attn_implementation,
+                        dtype=model.dtype,
+                        output_loading_info=True,
+                    )
+            except Exception as error:  # a class that needs more than its configuration, say
+                logger.warning(f"{type(model).__name__}.from_pretrained cannot read {self._read_from}: {error}")
+            else:
+                if not report["missing_keys"]:
+                    model.load_state_dict(loaded.state_dict())
+                    return
         super()._issue_warnings_after_load(load_result)
 
     def create_model_card(
@@ -147,6 +156,8 @@ class PublishingTrainer(MeasuredTrainer):
             language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
                 (*optional*): as in `Trainer`; what [`ModelCardCallback`] was told is replaced.
         """
+        if self.model_card is None:
+            return
         self.model_card.told(
             language=language,
             license=license,
@@ -162,6 +173,10 @@ class PublishingTrainer(MeasuredTrainer):
             self.model_card.write(self.args.output_dir)
 
     # ---- Publishing ----
+
+    @property
+    def _saves_adapters(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "peft_config")
 
     @property
     def _repository(self) -> tuple[str, str]:
@@ -215,6 +230,12 @@ class PublishingTrainer(MeasuredTrainer):
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
+        check_revision(revision)
+        if self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            raise ValueError(
+                "fsdp_state_dict_type=SHARDED_STATE_DICT saves no model that others load, so none is published; take "
+                'FULL_STATE_DICT: trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT").'
+            )
         # Before anybody may refuse it: what was trained is not to be lost.
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
@@ -227,10 +248,9 @@ class PublishingTrainer(MeasuredTrainer):
         revision = self.args.hub_revision if revision is None else revision
         sentence = f"{again(folder, named, private, revision)}, or trainer.push_to_hub()"
         with going_on(sentence):
-            if self.hub_model_id is None or private is not None:
-                self.init_hf_repo(token=token, private=private)
+            self.init_hf_repo(token=token, private=private)
             repo_id = str(self.hub_model_id)
-            stage = stage_of(folder, saved_files(folder), repo_id)
+            stage = stage_of(folder, saved_files(folder, self._saves_adapters), repo_id)
             publish = partial(upload, stage, repo_id, commit_message or "End of training", revision, token)
             return publish() if blocking else self._in_background(publish, f"The push failed: {{}} {sentence}")
 
@@ -269,13 +289,15 @@ class PublishingTrainer(MeasuredTrainer):
         strategy, stage = self.args.hub_strategy, make_stage(str(self.args.output_dir))
         try:
             # A checkpoint's files are never written again, but may be deleted before the upload ends.
-            for name in saved_files(folder):
+            for name in saved_files(folder, self._saves_adapters):
                 add_to_stage(stage, folder / name, name, link=True)
-            add_card(stage, folder, repo_id)
+            kept = Path(str(self.args.output_dir))
+            add_card(stage, kept if has_edited_card(kept) else folder, repo_id)
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
                 for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                     add_to_stage(stage, path, f"{place}/{path.relative_to(folder).as_posix()}", link=True)
+                _without_place(stage / place / TRAINER_STATE_NAME)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
@@ -304,6 +326,20 @@ def _unchanged(path: Path) -> Iterator[None]:
         yield
     finally:
         if content is None:
-            path.unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink()
         elif path.read_bytes() != content:
             path.write_bytes(content)
+
+
+def _without_place(path: Path) -> None:
+    """Takes the folder of the run out of a copy of a trainer's state; what the copy was linked from stays."""
+    if not path.is_file():
+        return
+    state = json.loads(path.read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    if best is not None and Path(best).is_absolute():
+        path.unlink()
+        path.write_text(
+            json.dumps({**state, "best_model_checkpoint": Path(best).name}, indent=2, sort_keys=True) + "\n"
+        )

@@ -163,6 +163,7 @@ class SaliencyTrainer(PublishingTrainer):
         config = data_config(self.model, image_size=args.pixels, processor=processing_class)
         self.train_transform = make_transforms(config, train=True) if train_transform is None else train_transform
         self.eval_transform = make_transforms(config, train=False) if eval_transform is None else eval_transform
+        self.has_own_train_transform = train_transform is not None
         self._size = config.size
         self._set_up_guidance()
         if train_dataset is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from transformers.trainer_utils import EvalLoopOutput
 
-KEPT = 2_000_000  # probabilities: intervals of larger sets would take longer than their evaluation
+KEPT = 1_000_000  # probabilities: intervals of larger sets would take longer than their evaluation
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,21 @@
 """What is saved and published with a guided model: its metadata, its card, pushing it and loading it back."""
 
 from .callback import ModelCardCallback
-from .card import README, published_card, render_card, write_card
+from .card import README, has_edited_card, published_card, render_card, write_card
 from .load import GuidedModel, load_guided
 from .metadata import KEY, check_json, guidance_block, write_guidance
-from .push import PushError, add_card, again, api, going_on, open_repository, push_folder, stage_of, upload
+from .push import (
+    PushError,
+    add_card,
+    again,
+    api,
+    check_revision,
+    going_on,
+    open_repository,
+    push_folder,
+    stage_of,
+    upload,
+)
 from .record import CardRecord, Measured, SplitResult
 from .results import split_result
 from .saving import saved_files, write_training_arguments, write_under_timm_names
@@ -24,8 +35,10 @@ __all__ = [
     "again",
     "api",
     "check_json",
+    "check_revision",
     "going_on",
     "guidance_block",
+    "has_edited_card",
     "load_guided",
     "make_stage",
     "open_repository",

@@ -10,16 +10,15 @@ from weakref import ref
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ..rng import preserve_rng
 from .card import write_card
 from .compared import compared
 from .facts import CardFacts, hub_id, stock_facts
-from .record import CardRecord, TrainingFacts
+from .record import PANEL, CardRecord, TrainingFacts
 from .run_facts import model_facts, own_choices, training_facts
 from .run_results import RunResults, selected_on
 
 logger = logging.get_logger(__name__)
-
-PANEL = "panel.png"
 
 
 class ModelCardCallback(TrainerCallback):
@@ -36,6 +35,7 @@ class ModelCardCallback(TrainerCallback):
             the last part is published.
         dataset_id (`str`, *optional*): the data set's Hub id, where `dataset` is a title, or it has no owner.
         dataset_license, dataset_url (`str`, *optional*): the data's license, and where they are described.
+        dataset_description (`str`, *optional*): Markdown: what the pictures show, and how the splits differ.
         saliency_source (`str`, *optional*): where the saliency is from: who annotated, and how.
         intended_use, out_of_scope, limits (`str`, *optional*): Markdown, beside what the card says anyway.
         language (`str` or `list[str]`, *optional*): codes such as `"en"`, where the pictures hold language.
@@ -53,6 +53,7 @@ class ModelCardCallback(TrainerCallback):
             panel of maps.
         panel (`Path` or `Callable`, *optional*): a PNG; or what draws one: called with the trainer and the path of the
             file to write.
+        panel_caption (`str`, *optional*): what it shows, where the card's own words do not fit.
 
     Raises:
         ValueError: for a fact of another type, a `panel` without `publish_pictures`, a folder without a record.
@@ -76,6 +77,7 @@ class ModelCardCallback(TrainerCallback):
         dataset_id: str | None = None,
         dataset_license: str | None = None,
         dataset_url: str | None = None,
+        dataset_description: str | None = None,
         saliency_source: str | None = None,
         intended_use: str | None = None,
         out_of_scope: str | None = None,
@@ -90,6 +92,7 @@ class ModelCardCallback(TrainerCallback):
         inverted: CardRecord | str | Path | None = None,
         publish_pictures: bool = False,
         panel: str | Path | Callable[[Any, Path], None] | None = None,
+        panel_caption: str | None = None,
     ) -> None:
         self.facts = CardFacts(
             license=license,
@@ -97,6 +100,7 @@ class ModelCardCallback(TrainerCallback):
             dataset_id=dataset_id,
             dataset_license=dataset_license,
             dataset_url=dataset_url,
+            dataset_description=dataset_description,
             saliency_source=saliency_source,
             intended_use=intended_use,
             out_of_scope=out_of_scope,
@@ -111,8 +115,12 @@ class ModelCardCallback(TrainerCallback):
             inverted=inverted,  # type: ignore[arg-type]
             publish_pictures=publish_pictures,
             panel=panel,
+            panel_caption=panel_caption,
         )
         self._trainer: Any = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._training: TrainingFacts | None = None
         self._model: Callable[[], Any] = lambda: None  # the one that was trained
         self._began: float | None = None
@@ -122,8 +130,9 @@ class ModelCardCallback(TrainerCallback):
         self._results = RunResults()
 
     def attach(self, trainer: Trainer) -> None:
-        """Takes the trainer whose model the card is of."""
+        """Takes the trainer whose model the card is of; what was known of another one's goes."""
         if trainer is not self._trainer:
+            self._forget()
             self._trainer, self._own = trainer, own_choices(trainer)
 
     def told(self, **keywords: Any) -> None:
@@ -165,6 +174,9 @@ class ModelCardCallback(TrainerCallback):
         self._training.steps = None if steps is None else steps + int(state.global_step)
         self._training.seconds = None if seconds is None else round(seconds + perf_counter() - self._began, 3)
         self._began = None
+        self._training.weights_step = (
+            None if self._step_of_weights() == int(state.global_step) else self._step_of_weights()
+        )
         # Where the best weights are loaded at the end, evaluations of later ones are none of theirs.
         step = self._step_of_weights()
         self._stale += [found for found in getattr(self._trainer, "evaluated", {}).values() if found.step != step]
@@ -222,7 +234,7 @@ class ModelCardCallback(TrainerCallback):
             logger.warning_once(f"The card goes without what was to stand beside this model: {error}")
             record = self._alone()
         if self.facts.publish_pictures and self._draw(Path(folder)):
-            record.panel = PANEL
+            record.panel, record.panel_caption = PANEL, self.facts.panel_caption
         self._remind(record)
         write_card(folder, record)
 
@@ -243,9 +255,14 @@ class ModelCardCallback(TrainerCallback):
         panel, path = self.facts.panel or self.draw, folder / PANEL
         if panel is None:
             return False
+        spread = any(getattr(self._trainer, f"is_{kind}_enabled", False) for kind in ("fsdp", "deepspeed"))
+        if callable(panel) and spread:
+            logger.warning_once("The card goes without its panel: one process alone cannot run a sharded model.")
+            return False
         try:
             if callable(panel):
-                panel(self._trainer, path)
+                with preserve_rng():
+                    panel(self._trainer, path)
             elif Path(panel).resolve() != path.resolve():
                 path.write_bytes(Path(panel).read_bytes())
         except Exception as error:  # whatever it is, a picture is not worth a training

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from . import limits, words
 from .escape import code, listed, markdown
+from .facts import one_line
 from .record import CardRecord
 
 if TYPE_CHECKING:
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 README = "README.md"
+# Where the code of a card loads from: the folder that it lies in, and a repository.
+IN_CODE = {
+    "In the folder of this card:\n\n": "",
+    'model="."': 'model="{}"',
+    'from_pretrained(".")': 'from_pretrained("{}")',
+    '"local-dir:."': '"hf-hub:{}"',
+    'load_guided(".")': 'load_guided("{}")',
+    "explain --model . ": "explain --model {} ",
+}
 _MARKER = re.compile(r"^<!-- card of hf_salguide, ([0-9a-f]{16}):.*-->\n?", re.MULTILINE)
 
 
@@ -54,6 +64,7 @@ def render_card(record: CardRecord, repo_id: str | None = None, tags: Iterable[s
         code=code,
         in_table=lambda value: code(value, in_table=True),
         escaped=markdown,
+        one_line=one_line,
         listed=listed,
         address=lambda url: re.sub(r"[\s<>]", "", url),
         size=f", image_size={tuple(record.model.image_size)}" if record.model.image_size else "",
@@ -112,12 +123,23 @@ def published_card(folder: str | Path, repo_id: str, tags: Iterable[str] = ()) -
     record = CardRecord.read(folder)
     if record is None:
         return None
+    if not has_edited_card(folder):
+        return render_card(record, repo_id, tags)
+    if tags:
+        logger.warning(f"{Path(folder) / README} was edited by hand and is pushed as it is, without the further tags.")
+    text = (Path(folder) / README).read_text(encoding="utf-8", errors="replace")
+    for here, there in IN_CODE.items():
+        text = text.replace(here, there.format(repo_id))
+    return text
+
+
+def has_edited_card(folder: str | Path) -> bool:
+    """Whether a folder's card was edited by hand, and is to be pushed as it is."""
     path = Path(folder) / README
-    if path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if is_card(text) and is_edited(text):
-            return text
-    return render_card(record, repo_id, tags)
+    if not path.is_file() or CardRecord.read(folder) is None:
+        return False
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return is_card(text) and is_edited(text)
 
 
 def is_card(text: str) -> bool:

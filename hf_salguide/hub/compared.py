@@ -24,6 +24,16 @@ def compared(record: CardRecord, other: CardRecord | None, role: str) -> Compari
     if other is None:
         return None
     training = other.training
+    if training is None:
+        raise ValueError(
+            f"{role} of a card has a record that does not say how the model was trained; give the folder that its "
+            "training saved."
+        )
+    if training.continued:
+        raise ValueError(
+            f"{role} of a card was trained on from weights that {', '.join(training.continued)} had guided; give one "
+            "that started where this model did."
+        )
     methods = [] if training is None else [method.name for method in training.methods]
     if role == "baseline" and methods:
         raise ValueError(
@@ -38,6 +48,13 @@ def compared(record: CardRecord, other: CardRecord | None, role: str) -> Compari
             "invert_saliency=True."
         )
     own = None if record.training is None else record.training.methods
+    if role == "inverted" and own and [method.name for method in own] == methods:
+        for mine, theirs in zip(own, training.methods, strict=True):
+            if (mine.weight, mine.options) != (theirs.weight, theirs.options):
+                raise ValueError(
+                    f"{role} of a card was guided by {theirs.name} with weight {theirs.weight} and {theirs.options}, "
+                    f"this model with {mine.weight} and {mine.options}; give the control of the same."
+                )
     if role == "inverted" and own and [method.name for method in own] != methods:
         raise ValueError(
             f"{role} of a card was guided by {', '.join(methods)}, and this model by "
@@ -61,7 +78,13 @@ def _differing(record: CardRecord, other: CardRecord) -> dict[str, Any]:
         return {}
     own, theirs = record.training.hyperparameters, other.training.hyperparameters
     names = sorted(own.keys() | theirs.keys())
-    return {name: theirs.get(name, "default") for name in names if own.get(name) != theirs.get(name)}
+    found = {name: theirs.get(name, "default") for name in names if own.get(name) != theirs.get(name)}
+    # Of a run that is not over yet, the steps are not known.
+    if None not in (record.training.steps, other.training.steps) and record.training.seconds is not None:
+        for name in ("steps", "runs"):
+            if getattr(record.training, name) != getattr(other.training, name):
+                found[name] = getattr(other.training, name)
+    return found
 
 
 def check_pictures(record: CardRecord, other: Comparison | None, role: str) -> None:
@@ -84,6 +107,11 @@ def _refuse_others(record: CardRecord, other: CardRecord, role: str) -> None:
         ("picture size", record.model.image_size, other.model.image_size),
         ("training set", _size_of(record), _size_of(other)),
         ("data set", _name_of(record), _name_of(other)),
+        (
+            "start",
+            record.model.base_model or "no weights of the Hub",
+            other.model.base_model or "no weights of the Hub",
+        ),
     ):
         if ours and theirs and ours != theirs:
             raise ValueError(

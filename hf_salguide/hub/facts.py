@@ -18,12 +18,14 @@ _TEXTS = (
     "dataset_id",
     "dataset_license",
     "dataset_url",
+    "dataset_description",
     "saliency_source",
     "intended_use",
     "out_of_scope",
     "limits",
     "base_model",
     "model_name",
+    "panel_caption",
 )
 _LISTS = ("language", "tags", "out_of_distribution")
 
@@ -42,6 +44,7 @@ class CardFacts:
     dataset_id: str | None = None
     dataset_license: str | None = None
     dataset_url: str | None = None
+    dataset_description: str | None = None
     saliency_source: str | None = None
     intended_use: str | None = None
     out_of_scope: str | None = None
@@ -56,6 +59,7 @@ class CardFacts:
     inverted: CardRecord | None = None
     publish_pictures: bool = False
     panel: Any = None
+    panel_caption: str | None = None
 
     def __post_init__(self) -> None:
         for name in _TEXTS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -84,7 +85,7 @@ def load_guided(path_or_id: str | os.PathLike, revision: str | None = None, toke
     content = _configuration(saved)
     _check_weights(saved)
     try:
-        model = _timm_model(saved) if _is_timm(content) else _transformers_model(saved, content)
+        model = _timm_model(saved, content) if _is_timm(content) else _transformers_model(saved, content)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(_damaged(saved, error)) from error
     except (TypeError, KeyError, AttributeError, StrictDataclassError) as error:
@@ -119,7 +120,7 @@ def _configuration(saved: Saved) -> dict[str, Any]:
     if (saved.folder / ADAPTER_FILE).is_file():
         raise ValueError(
             f"{start} holds adapters ({ADAPTER_FILE}), not a model; merge them where they were trained, "
-            "model.merge_and_unload(), and save the result with save_pretrained."
+            "model.merge_and_unload(), and save the result with save_pretrained in another folder."
         )
     if not path.is_file():
         inside = sorted(file.parent for file in saved.folder.glob(f"checkpoint-*/{CONFIG_FILE}"))
@@ -195,8 +196,10 @@ def _check_weights(saved: Saved) -> None:
     raise ValueError(f"{start} has no {WEIGHTS_FILE}; give a folder or repository that holds the weights too.")
 
 
-def _timm_model(saved: Saved) -> PreTrainedModel:
-    return as_classifier(saved.folder, pretrained=True)
+def _timm_model(saved: Saved, content: dict[str, Any]) -> PreTrainedModel:
+    model = as_classifier(saved.folder, pretrained=True)
+    saved_as = getattr(torch, str(content.get("dtype") or content.get("torch_dtype") or ""), None)
+    return model.to(saved_as) if isinstance(saved_as, torch.dtype) and saved_as.is_floating_point else model
 
 
 def _transformers_model(saved: Saved, content: dict[str, Any]) -> PreTrainedModel:

@@ -1,10 +1,10 @@
 """Publishing a saved model: what belongs to it and nothing else, in one commit, from a copy that nobody writes to."""
 
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .card import README, published_card
-from .saving import PICKLED_ARGUMENTS_FILE, saved_files
+from .record import PANEL
+from .saving import PICKLED_ARGUMENTS_FILE, may_be_pickle, other_kind, saved_files
 from .staging import STAGE, copy_of
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_MESSAGE = "Upload model"
 MAIN = "main"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 ADVICE = {
     401: "the token is missing or not valid: log in with `hf auth login`, or set HF_TOKEN",
     403: "the token has no right to write there: name a repository of your own, or take a token with write permission",
@@ -60,6 +61,15 @@ def check_repo_id(repo_id: str, argument: str = "repo_id") -> None:
     except HFValidationError as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise ValueError(f'{argument}="{repo_id}" is not a name that the Hub allows ({reason}); {remedy}.') from error
+
+
+def check_revision(revision: str | None) -> None:
+    """
+    Raises:
+        ValueError: for a commit, to which nothing can be added.
+    """
+    if revision is not None and COMMIT.fullmatch(revision):
+        raise ValueError(f'revision="{revision}" is a commit; give the name of a branch, or leave it out for main.')
 
 
 def open_repository(
@@ -133,7 +143,9 @@ def push_folder(
         PushError: if the Hub refuses, or the upload breaks off. The folder is left as it was.
     """
     check_repo_id(repo_id)
-    names = [*saved_files(folder), *_included(Path(folder), include)]
+    check_revision(revision)
+    tags = [tags] if isinstance(tags, str) else tags
+    names = [*saved_files(folder), *_included(Path(folder).resolve(), include)]
     with going_on(again(folder, repo_id, private, revision, commit_message, tags, include)):
         opened = open_repository(repo_id, private, token)
         stage = stage_of(folder, names, opened, tags)
@@ -196,13 +208,20 @@ def _included(folder: Path, patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for a pattern that fits nothing, or a pickle.
     """
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     found: list[str] = []
-    for pattern in patterns:
-        fitting = [name for name in files if fnmatch(name, pattern) and not name.startswith(STAGE)]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        try:
+            paths = [path for path in folder.glob(pattern) if path.is_file() and path.resolve().is_relative_to(folder)]
+        except (ValueError, NotImplementedError):  # an empty one, or an absolute path
+            paths = []
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        # As a shell's patterns, `*` takes no hidden files.
+        fitting = [name for name in names if not _is_hidden(name, pattern) and not name.startswith(STAGE)]
         if not fitting:
-            raise ValueError(f'include="{pattern}" fits no file of {folder}; leave it out, or mend the pattern.')
-        pickles = [name for name in fitting if any(fnmatch(name, ending) for ending in PICKLES)]
+            raise ValueError(
+                f'include="{pattern}" fits no file of {folder}; give names or patterns within it, "results/*.csv".'
+            )
+        pickles = sorted(name for name in fitting if may_be_pickle(folder / name))
         if pickles:
             raise ValueError(
                 f'include="{pattern}" fits {pickles[0]}, which may be a pickle and would run code where it is opened; '
@@ -212,9 +231,17 @@ def _included(folder: Path, patterns: Sequence[str]) -> list[str]:
     return sorted(set(found))
 
 
+def _is_hidden(name: str, pattern: str) -> bool:
+    asked = any(part.startswith(".") for part in pattern.split("/"))
+    return not asked and any(part.startswith(".") for part in name.split("/"))
+
+
 def upload(stage: Path, repo_id: str, message: str, revision: str | None = None, token: str | None = None) -> Any:
     """
-    Uploads all that is in a copy as one commit, which removes a published `training_args.bin`, and removes the copy.
+    Uploads all that is in a copy as one commit, and removes the copy.
+
+    The commit also removes what an earlier push may have published: `training_args.bin`, a panel that the card does
+    not show any more, and adapters beside a model or a model beside adapters, which nobody could load.
 
     Args:
         stage (`Path`): the folder of the copy.
@@ -233,11 +260,15 @@ def upload(stage: Path, repo_id: str, message: str, revision: str | None = None,
     files = sorted(path for path in stage.rglob("*") if path.is_file())
     try:
         operations: list[Any] = [CommitOperationAdd(path.relative_to(stage).as_posix(), path) for path in files]
-        if revision not in (None, MAIN) and not str(revision).startswith("refs/"):
+        if revision not in (None, "", MAIN) and not str(revision).startswith("refs/"):
             client.create_branch(repo_id, branch=str(revision), exist_ok=True, token=token)
-        if client.file_exists(repo_id, PICKLED_ARGUMENTS_FILE, revision=revision, token=token):
-            operations.append(CommitOperationDelete(PICKLED_ARGUMENTS_FILE))
-        return client.create_commit(repo_id, operations, commit_message=message, revision=revision, token=token)
+        names = [operation.path_in_repo for operation in operations]
+        stale = [PICKLED_ARGUMENTS_FILE, PANEL, *other_kind(names)]
+        there = set(client.list_repo_files(repo_id, revision=revision or None, token=token))
+        operations += [CommitOperationDelete(name) for name in stale if name in there and name not in names]
+        return client.create_commit(
+            repo_id, operations, commit_message=message, revision=revision or None, token=token
+        )
     except Exception as error:
         raise PushError(f"The upload to {repo_id} failed: {_cause(error, token)}.") from None
     finally:

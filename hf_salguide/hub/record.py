@@ -13,6 +13,7 @@ from .codec import read_as, without_unknown
 logger = logging.get_logger(__name__)
 
 FILE = "card.json"
+PANEL = "card_panel.png"  # the one picture that a card shows; a name that nothing else writes
 VERSION = 1
 
 
@@ -48,6 +49,8 @@ class SplitResult:
         groups (`int`, *optional*): how many subjects they are of, where intervals are by subject.
         labels (`str`, *optional*): a digest of the true classes in their order, by which two models' results are known
             to be of the same pictures.
+        right (`str`, *optional*): which pictures it named the class of, a bit each in their order, as hexadecimal
+            digits: two models' accuracies are compared by picture.
         dataset (`str`, *optional*): the data set, where it is another than that of the training pictures.
     """
 
@@ -59,6 +62,7 @@ class SplitResult:
     annotated: int = 0
     groups: int | None = None
     labels: str | None = None
+    right: str | None = None
     dataset: str | None = None
 
     @property
@@ -110,6 +114,9 @@ class TrainingFacts:
         annotated_scale (`bool`): whether the term was divided by the annotated share.
         hyperparameters (`dict`): training arguments that change the result and are not the default.
         seed (`int`, *optional*): of the run.
+        weights_step (`int`, *optional*): the step after which the weights are as they are, where later ones were not
+            kept.
+        continued (`list[str]`): the methods that had guided the weights that training started from.
         steps (`int`, *optional*): optimizer steps.
         runs (`int`): how many trainings, one after the other, made them.
         seconds (`float`, *optional*): how long it took.
@@ -128,6 +135,8 @@ class TrainingFacts:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     steps: int | None = None
+    weights_step: int | None = None
+    continued: list[str] = field(default_factory=list)
     runs: int = 1
     seconds: float | None = None
     processes: int | None = None
@@ -153,6 +162,7 @@ class DataFacts:
         name (`str`, *optional*): what it is called; never a path.
         hub_id (`str`, *optional*): its id on the Hub.
         license, url (`str`, *optional*): its license, and where it is described.
+        description (`str`, *optional*): what the pictures show, and how the splits differ.
         saliency_source (`str`, *optional*): where the saliency is from.
         splits (`list` of [`SplitFacts`]): its size.
     """
@@ -161,6 +171,7 @@ class DataFacts:
     hub_id: str | None = None
     license: str | None = None
     url: str | None = None
+    description: str | None = None
     saliency_source: str | None = None
     splits: list[SplitFacts] = field(default_factory=list)
 
@@ -222,6 +233,7 @@ class CardRecord:
         license (`str`, *optional*), language, tags (`list[str]`): metadata that the user told.
         intended_use, out_of_scope, limits (`str`, *optional*): text that the user told.
         panel (`str`, *optional*): the file of a panel of maps, in the same folder.
+        panel_caption (`str`, *optional*): what the panel shows.
         version (`int`): of the record's format.
     """
 
@@ -240,6 +252,7 @@ class CardRecord:
     out_of_scope: str | None = None
     limits: str | None = None
     panel: str | None = None
+    panel_caption: str | None = None
     version: int = VERSION
 
     @classmethod

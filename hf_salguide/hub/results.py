@@ -19,6 +19,7 @@ from .record import Measured, SplitResult
 
 RESAMPLES = 1000
 SEED = 0
+COMPARED = 50_000  # pictures of a set, at most, of which it is kept which ones the model is right on
 # Of the alignment, what is a share of each picture.
 SHARES = ("energy_inside", "iou", "map_precision", "map_recall", "pointing_game", "relevance_mass", "relevance_rank")
 BINS = 15  # of the calibration error
@@ -95,6 +96,7 @@ def split_result(
         annotated=0 if flags is None else int(flags.sum()),
         groups=None if subjects is None else len(set(subjects)),
         labels=None if ids is None else digest(ids),
+        right=None if ids is None or scores is None else right_ones(scores.argmax(axis=1) == ids),
     )
 
 
@@ -102,6 +104,39 @@ def digest(labels: ArrayLike) -> str:
     """By what the pictures of two results are known to be the same: their true classes, in their order."""
     ids = np.ascontiguousarray(np.asarray(labels), dtype="<i8")
     return hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()
+
+
+def right_ones(right: NDArray) -> str | None:
+    """Which pictures a model was right on, `(N,)`, as hexadecimal digits, the first picture first; `None` of many."""
+    return np.packbits(right).tobytes().hex() if len(right) <= COMPARED else None
+
+
+def accuracy_difference(own: SplitResult, other: SplitResult) -> Measured | None:
+    """
+    How much more accurate a model is than another one on the same pictures: Bonett and Price's interval for paired
+    proportions (Journal of Educational and Behavioral Statistics 37, 2012), which counts the pictures that one of them
+    alone is right on.
+
+    Args:
+        own, other ([`SplitResult`]): of the two models.
+
+    Returns:
+        [`Measured`] in [-1, 1], or `None` where the pictures are not known to be the same, or are not independent
+        (several of a subject).
+    """
+    same = own.labels is not None and own.labels == other.labels and own.pictures == other.pictures
+    if not same or own.right is None or other.right is None or own.groups or other.groups or not own.pictures:
+        return None
+    count = own.pictures
+    mine, theirs = (
+        np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8), count=count).astype(bool)
+        for bits in (own.right, other.right)
+    )
+    gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
+    half = _Z * float(np.sqrt((up + down - (up - down) ** 2) / (count + 2)))
+    low, high = max(-1.0, up - down - half), min(1.0, up - down + half)
+    return Measured(round((gained - lost) / count, _DIGITS), round(low, _DIGITS), round(high, _DIGITS), count)
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:
@@ -197,14 +232,20 @@ class _Judged:
         found = {
             name: _measured(value, drawn[name], count) for name, value in self.values.items() if not np.isnan(value)
         }
-        if found["accuracy"].low == found["accuracy"].high:
+        of_each = self.of_class.sum(axis=0)
+        rates = self.right @ self.of_class / of_each
+        share = 1.0 if self.groups is None else len(set(self.groups)) / count
+        certain = found["accuracy"].low == found["accuracy"].high
+        if certain:
             # Every class is all right or all wrong, and so is every resample: yet it is not certain.
-            share = 1.0 if self.groups is None else len(set(self.groups)) / count
-            of_each = self.of_class.sum(axis=0)
-            rates = self.right @ self.of_class / of_each
-            ends = np.array([wilson(rate * of * share, of * share) for rate, of in zip(rates, of_each, strict=True)])
             _widen(found["accuracy"], wilson(float(self.right.sum()) * share, count * share))
-            _widen(found["balanced_accuracy"], tuple(ends.mean(axis=0)))
+        if certain or self.groups is None:
+            # A class that is rare, or all right, hardly varies in resamples. So: the mean of independent shares, each
+            # with Wilson's interval, by the method of Zou and Donner, Statistics in Medicine 27, 2008.
+            each = zip(rates, of_each, strict=True)
+            ends = np.array([wilson(rate * of * share, of * share) for rate, of in each])
+            spread = np.sqrt(((ends - rates[:, None]) ** 2).sum(axis=0)) / len(rates)
+            _widen(found["balanced_accuracy"], (rates.mean() - spread[0], rates.mean() + spread[1]))
         return found
 
 

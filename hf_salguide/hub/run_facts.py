@@ -14,6 +14,7 @@ from ..data import annotated_rows
 from ..guidance import Guidance
 from ..guidance.registry import guidance_options
 from .facts import hub_id
+from .metadata import KEY
 from .papers import citations
 from .record import MethodFacts, ModelFacts, SplitFacts, TrainingFacts
 
@@ -113,19 +114,12 @@ def own_choices(trainer: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     optimizer, scheduler = getattr(trainer, "optimizer", None), getattr(trainer, "lr_scheduler", None)
     if optimizer is not None:
-        defaults = {name: value for name, value in getattr(optimizer, "defaults", {}).items() if value}
-        numbers = [
-            f"{name}={value}" for name, value in defaults.items() if isinstance(value, bool | int | float | tuple)
-        ]
-        found["optimizer"] = f"{type(optimizer).__name__}({', '.join(numbers)})"
+        found["optimizer"] = _call(type(optimizer), getattr(optimizer, "defaults", {}))
     if scheduler is not None:
         found["lr_scheduler"] = type(scheduler).__name__
     kind = getattr(trainer, "optimizer_cls_and_kwargs", None)
     if kind is not None:
-        numbers = [
-            f"{name}={value}" for name, value in kind[1].items() if isinstance(value, bool | int | float | tuple)
-        ]
-        found["optimizer"] = f"{kind[0].__name__}({', '.join(numbers)})"
+        found["optimizer"] = _call(*kind)
     loss = getattr(trainer, "compute_loss_func", None)
     if loss is not None:
         found["compute_loss_func"] = getattr(loss, "__name__", type(loss).__name__)
@@ -155,6 +149,8 @@ def training_facts(trainer: Any, own: Mapping[str, Any] | None = None) -> Traini
     for callback in getattr(getattr(trainer, "callback_handler", None), "callbacks", []):
         if hasattr(callback, "early_stopping_patience"):
             told["early_stopping_patience"] = callback.early_stopping_patience
+    if getattr(trainer, "has_own_train_transform", False):
+        told["train_transform"] = "given by the user"
     block: Mapping[str, Any] = getattr(trainer, "guidance_block", lambda: None)() or {}
     methods = [
         method_facts(method, weight)
@@ -174,6 +170,7 @@ def training_facts(trainer: Any, own: Mapping[str, Any] | None = None) -> Traini
         control=control,
         annotated_scale=bool(block.get("rescale_annotated")),
         hyperparameters=told,
+        continued=as_list((getattr(trainer.model.config, KEY, None) or {}).get("name")),
         seed=getattr(args, "seed", None),
         processes=getattr(args, "world_size", None),
         hardware=hardware(args.device, getattr(args, "world_size", 1)),

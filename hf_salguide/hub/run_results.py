@@ -70,6 +70,7 @@ class RunResults:
             hub_id=facts.dataset_id,
             license=facts.dataset_license,
             url=facts.dataset_url,
+            description=facts.dataset_description,
             saliency_source=facts.saliency_source,
             splits=[split for split in splits if split is not None],
         )

@@ -71,5 +71,6 @@ def _told(record: CardRecord, facts: CardFacts) -> str | None:
         record.data.hub_id = record.data.hub_id or facts.dataset_id
         record.data.license = facts.dataset_license or record.data.license
         record.data.url = facts.dataset_url or record.data.url
+        record.data.description = facts.dataset_description or record.data.description
         record.data.saliency_source = facts.saliency_source or record.data.saliency_source
     return None

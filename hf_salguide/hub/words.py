@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from .escape import code, listed, markdown
 from .record import CardRecord, Measured, MethodFacts, SplitResult
+from .results import accuracy_difference
 
 METRICS = {
     "auroc": "AUROC",
@@ -19,7 +20,7 @@ ALIGNMENT = {
     ),
     "iou": ("IoU", "the annotated area's overlap with as many of the map's highest pixels, from 0 to 1"),
     "pointing_game": ("pointing game", "the share of pictures whose map has its maximum inside the annotation"),
-    "spearman": ("rank correlation", "Spearman's correlation of the map with the annotation, from -1 to 1"),
+    "spearman": ("rank correlation", "Spearman's correlation of the map with the annotation, from −1 to 1"),
 }
 SYMBOLS = {
     "CAM_y": "`CAM_y` is the map of the true class",
@@ -34,13 +35,14 @@ SYMBOLS = {
 
 
 SHOWN = 30  # class names in a card
+CERTAIN, FEW_OF_A_CLASS = 0.99, 30  # beyond, and below, resamples hardly vary
 
 
 def figure(measured: Measured | None) -> str:
     """A figure with its interval: `0.931 (0.900 to 0.958)`."""
     if measured is None:
         return ""
-    return f"{measured.value:.3f} ({measured.low:.3f} to {measured.high:.3f})"
+    return f"{measured.value:.3f} ({measured.low:.3f} to {measured.high:.3f})".replace("-", "−")
 
 
 def table(columns: list[str], rows: Iterable[list[str]]) -> str:
@@ -81,7 +83,7 @@ def alignment_table(record: CardRecord) -> str | None:
     """The alignment of the maps, beside those of the baseline and the control."""
     names = {name: title for name, (title, _) in ALIGNMENT.items()}
     return _side_by_side(
-        record, names, lambda result: result.alignment, lambda _, found: f"{found.pictures:,}", "annotated pictures"
+        record, names, lambda result: result.alignment, lambda _, found: f"{found.pictures:,}", "pictures"
     )
 
 
@@ -111,7 +113,7 @@ def _side_by_side(
 def _figure_beside(own: Measured, other: Measured | None) -> str:
     """Another model's figure; with its number of pictures where that is not the same."""
     differs = other is not None and other.pictures != own.pictures
-    return figure(other) + (f" of {other.pictures:,}" if other is not None and differs else "")
+    return figure(other) + (f", {counted(other.pictures, 'picture')}" if other is not None and differs else "")
 
 
 def set_name(result: SplitResult) -> str:
@@ -120,33 +122,50 @@ def set_name(result: SplitResult) -> str:
     return f"{code(result.name, in_table=True)}{where}{', out of distribution' if result.out_of_distribution else ''}"
 
 
+def comparison_words(record: CardRecord) -> str | None:
+    """What the models beside this one are."""
+    known = []
+    if record.baseline is not None:
+        known.append("The unguided baseline is the same model, trained on the same pictures without guidance.")
+    if record.inverted is not None:
+        known.append(
+            "The inverted control was guided by `1 - S`, away from what is annotated: where it does as well, a gain "
+            "is not due to the annotation."
+        )
+    return " ".join(known) or None
+
+
 def verdicts(record: CardRecord) -> list[str]:
-    """What the figures beside those of the baseline and of the control say, in a sentence a set."""
+    """How the accuracy differs from that of the baseline and of the control, in a sentence a set."""
     found = []
     for result in ordered(record):
-        metric = next((name for name in ("auroc", "accuracy") if name in result.metrics), None)
-        if metric is None:
-            continue
-        own = result.metrics[metric]
         sentences = []
         for title, other in (
             ("the unguided baseline's", record.baseline),
             ("the inverted control's", record.inverted),
         ):
             theirs = next((one for one in other.results if one.key == result.key), None) if other else None
-            if theirs is not None and metric in theirs.metrics:
-                sentences.append(_difference(own, theirs.metrics[metric], title))
+            if theirs is not None and {"accuracy"} <= result.metrics.keys() & theirs.metrics.keys():
+                sentences.append(_difference(result, theirs, title))
         if sentences:
-            found.append(f"On {code(result.name)}, the {METRICS[metric]} is {', and '.join(sentences)}.")
+            found.append(f"On {code(result.name)}, the accuracy is {', and '.join(sentences)}.")
     return found
 
 
-def _difference(own: Measured, other: Measured, title: str) -> str:
-    apart = own.low > other.high or other.low > own.high
-    gap = own.value - other.value
-    told = "the intervals do not overlap" if apart else "the intervals overlap: no evidence of a difference"
-    side = f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}" if round(abs(gap), 3) else "the same as"
-    return f"{side} {title} ({told})"
+def _difference(own: SplitResult, other: SplitResult, title: str) -> str:
+    gap = own.metrics["accuracy"].value - other.metrics["accuracy"].value
+    side = f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}" if round(abs(gap), 3) else "equal to"
+    measured = accuracy_difference(own, other)
+    if measured is None:
+        return f"{side} {title}"
+    ends = f"95 % interval of the difference {signed(measured.low)} to {signed(measured.high)}"
+    doubtful = ": no evidence of a difference" if measured.low <= 0 <= measured.high else ""
+    return f"{side} {title} ({ends}{doubtful})"
+
+
+def signed(value: float) -> str:
+    """A difference: `+0.063`, `−0.012`."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def interval_words(record: CardRecord) -> str:
@@ -159,12 +178,16 @@ def interval_words(record: CardRecord) -> str:
         f"In brackets: 95 % intervals, by bootstrap over {unit}. They say how far a figure would move with other "
         f"{unit.partition(' ')[0]} of the same kind, not with another training."
     )
+    if any(result.right for result in record.results) and verdicts(record):
+        text += " Those of differences are for the same pictures under both models (Bonett and Price, 2012)."
     compared = [other.results for other in (record.baseline, record.inverted) if other is not None]
-    shown = [
-        measured for results in (record.results, *compared) for one in results for measured in one.metrics.values()
-    ]
-    if any(measured.low == measured.high for measured in shown):
-        text += " One without width is too narrow: every resample of so few pictures gave the same figure."
+    classes = max(2, len(record.model.label_names))
+    shown = [one for results in (record.results, *compared) for one in results if "auroc" in one.metrics]
+    if any(one.metrics["auroc"].value > CERTAIN or one.pictures < FEW_OF_A_CLASS * classes for one in shown):
+        text += (
+            f" Those of an AUROC above {CERTAIN}, or with fewer than about {FEW_OF_A_CLASS} pictures of a class, are "
+            "too narrow."
+        )
     return text
 
 
@@ -172,6 +195,11 @@ def alignment_words(record: CardRecord) -> list[str]:
     """What the alignment figures mean, those that there are."""
     present = [name for name in ALIGNMENT if any(name in result.alignment for result in record.results)]
     return [f"{ALIGNMENT[name][0]}: {ALIGNMENT[name][1]}" for name in present]
+
+
+def sentence(text: str) -> str:
+    """A user's text with a full stop."""
+    return text if text.endswith((".", "!", "?", ":", ")")) else f"{text}."
 
 
 # ---- The method ----
@@ -187,15 +215,30 @@ def summary(record: CardRecord) -> str:
     if model.library == "peft":
         kind = f"Adapters (PEFT) for {kind[0].lower()}{kind[1:]}"
     classes = f" of {counted(len(model.label_names), 'class', 'classes')}" if model.label_names else ""
-    classes += f" with {size_words(model.parameters)} parameters" if model.parameters else ""
+    kind += f" ({size_words(model.parameters)} parameters)" if model.parameters else ""
     if training is None:
         return f"{kind}{classes}."
     start = f"fine-tuned from {hub_link(model.base_model)}" if model.base_model else "trained"
+    if training.continued:
+        start = f"trained on from weights that had been guided by {listed(training.continued)},"
     if not training.methods:
         return f"{kind}{classes}, {start} plainly, without saliency guidance."
     kinds = {"random": " with random saliency", "inverted": " with inverted saliency"}
     kind_of_saliency = kinds.get(training.control or "", "")
     return f"{kind}{classes}, {start} under saliency guidance by {method_names(training.methods)}{kind_of_saliency}."
+
+
+def outcome(record: CardRecord) -> str | None:
+    """How often it is right, in and out of distribution, in a sentence."""
+    known = [result for result in ordered(record) if "accuracy" in result.metrics]
+    inside = [result for result in known if not result.out_of_distribution]
+    inside = [result for result in inside if result.name == "test"] or inside[-1:]
+    told = [
+        f"{figure(result.metrics['accuracy'])} on {counted(result.pictures, 'picture')} of {code(result.name)}"
+        f"{', which come from elsewhere than those of its training' if result.out_of_distribution else ''}"
+        for result in inside + [result for result in known if result.out_of_distribution]
+    ]
+    return f"Its accuracy is {'; and '.join(told)}." if told else None
 
 
 def size_words(parameters: int) -> str:

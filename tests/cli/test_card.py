@@ -74,7 +74,7 @@ def test_evaluation_adds_its_results(guided, plain, folder, capsys):
     assert record.training.methods[0].name == "cyborg"
     text = (guided / "README.md").read_text()
     assert "| set | pictures | figure | this model | unguided baseline |" in text
-    assert "On `ood`, the AUROC is" in text
+    assert "On `ood`, the accuracy is" in text
     first = (guided / "card.json").read_bytes()
     assert main(["evaluate", "--model", str(guided), "--data", str(folder), "--splits", "ood", "--card", "true"]) == 0
     assert (guided / "card.json").read_bytes() == first

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -17,6 +18,7 @@ from hf_salguide.hub.escape import code, markdown
 from hf_salguide.hub.papers import ENTRIES, citations
 from hf_salguide.hub.record import (
     CardRecord,
+    Comparison,
     DataFacts,
     Measured,
     ModelFacts,
@@ -24,6 +26,7 @@ from hf_salguide.hub.record import (
     SplitResult,
     TrainingFacts,
 )
+from hf_salguide.hub.results import accuracy_difference, split_result
 from hf_salguide.hub.run_facts import method_facts
 
 ODD = [
@@ -178,8 +181,9 @@ def test_baseline_and_control_stand_beside():
     row = "| `test` | 100 | AUROC | 0.900 (0.850 to 0.950) | 0.600 (0.550 to 0.650) | 0.850 (0.800 to 0.900) |"
     assert row in text
     assert "`ood`, out of distribution" in text
-    assert "On `test`, the AUROC is 0.300 above the unguided baseline's (the intervals do not overlap)" in text
-    assert "and 0.050 above the inverted control's (the intervals overlap: no evidence of a difference)" in text
+    assert "On `test`, the accuracy is" in text
+    assert "The unguided baseline is the same model" in text
+    assert "The inverted control was guided by `1 - S`" in text
     assert "cannot be told" not in text
 
 
@@ -396,11 +400,41 @@ def test_a_text_of_the_users_ends_the_list():
     assert "\n- One.\n- Two.\n" in text
 
 
-def test_an_interval_without_width_is_pointed_out():
+def test_an_interval_that_is_too_narrow_is_pointed_out():
     own = record()
-    assert "without width" not in render_card(own)
-    own.results[0].metrics["auroc"] = Measured(1.0, 1.0, 1.0, 100)
-    assert "One without width is too narrow" in render_card(own)
+    assert "too narrow" not in render_card(own)
+    own.results[0].metrics["auroc"] = Measured(0.995, 0.99, 1.0, 100)
+    assert "Those of an AUROC above 0.99, or with fewer than about 30 pictures of a class" in render_card(own)
+
+
+def judged(right, groups=None):
+    """A result of ten pictures of two classes, of which some are named rightly."""
+    labels = np.arange(10) % 2
+    scores = np.eye(2)[np.where(right, labels, 1 - labels)]
+    return split_result("ood", labels, scores, groups=groups)
+
+
+def test_accuracies_are_compared_picture_by_picture():
+    own = replace(record(), results=[judged([True] * 9 + [False])])
+    own.baseline = Comparison(results=[judged([True] * 4 + [False] * 6)])
+    own.inverted = Comparison(results=[judged([True] * 8 + [False] * 2)])
+    # Six are gained and one is lost of ten: (7 - 1) / 12, and its standard error, by Bonett and Price.
+    gained = judged([False] + [True] * 9)
+    found = accuracy_difference(gained, judged([True] * 4 + [False] * 6))
+    middle, half = 5 / 12, 1.959964 * np.sqrt((7 / 12 + 2 / 12 - (5 / 12) ** 2) / 12)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, middle - half, middle + half), abs=1e-5)
+    text = render_card(own)
+    assert "On `ood`, the accuracy is 0.500 above the unguided baseline's (95 % interval of the difference +0." in text
+    assert "and 0.100 above the inverted control's (95 % interval of the difference −0." in text
+    assert text.count(": no evidence of a difference)") == 1
+    assert "Its accuracy is 0.900" in text
+
+
+def test_what_cannot_be_compared_by_picture_is_not_judged():
+    right, wrong = [True] * 9 + [False], [True] * 4 + [False] * 6
+    assert accuracy_difference(judged(right, groups=range(10)), judged(wrong, groups=range(10))) is None
+    assert accuracy_difference(judged(right), replace(judged(wrong), labels="others")) is None
+    assert accuracy_difference(judged(right), replace(judged(wrong), right=None)) is None
 
 
 def test_an_edited_card_is_kept_and_published(tmp_path, warned):
@@ -412,7 +446,10 @@ def test_an_edited_card_is_kept_and_published(tmp_path, warned):
     write_card(tmp_path, record(()))
     assert path.read_text() == edited
     assert "edited by hand and is kept" in warned[0]
-    assert published_card(tmp_path, "me/model") == edited
+    published = published_card(tmp_path, "me/model")
+    assert published == edited.replace("In the folder of this card:\n\n", "").replace(
+        '"local-dir:."', '"hf-hub:me/model"'
+    ).replace('"."', '"me/model"').replace("--model . ", "--model me/model ")
     assert CardRecord.read(tmp_path) == record(())
 
 

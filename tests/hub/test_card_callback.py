@@ -14,6 +14,7 @@ from hf_salguide import as_classifier
 from hf_salguide.hub import callback as module
 from hf_salguide.hub.callback import ModelCardCallback
 from hf_salguide.hub.record import CardRecord
+from hf_salguide.hub.saving import saved_files
 
 SIZE = (64, 96)
 COUNT = 12
@@ -399,12 +400,12 @@ def test_pictures_are_published_only_if_that_is_said(tmp_path, warned):
     card.draw = draw
     trainer.train()
     card.write(tmp_path / "a")
-    assert not (tmp_path / "a" / "panel.png").exists()
+    assert not (tmp_path / "a" / "card_panel.png").exists()
     trainer, card = trainer_of(tmp_path / "b", ModelCardCallback(publish_pictures=True, panel=draw))
     trainer.train()
     card.write(tmp_path / "b")
-    assert (tmp_path / "b" / "panel.png").exists()
-    assert "](panel.png)" in (tmp_path / "b" / "README.md").read_text()
+    assert (tmp_path / "b" / "card_panel.png").exists()
+    assert "](card_panel.png)" in (tmp_path / "b" / "README.md").read_text()
     trainer, card = trainer_of(tmp_path / "c", ModelCardCallback(publish_pictures=True, panel=lambda *_: 1 / 0))
     trainer.train()
     card.write(tmp_path / "c")
@@ -462,6 +463,7 @@ def test_the_command_of_a_card_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 0
     assert (tmp_path / "panel.png").exists()
+    assert "panel.png" not in saved_files(tmp_path)  # a picture of somebody's, which no push publishes
 
 
 def _square():

@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import NAMES, SIZES, Rows, build, make_batch, make_trainer
+from support import NAMES, SIZES, Rows, build, make_batch, make_trainer, save_as_trained
 from timm.models._hub import save_for_hf
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTImageProcessor, ViTModel
 
@@ -55,7 +55,7 @@ def guided(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guided")
     model = build("resnet")
     trainer = make_trainer(model, folder, guidance="cyborg", train_dataset=Rows(make_batch()))
-    trainer.save_model()
+    save_as_trained(trainer)
     return model, folder
 
 
@@ -88,7 +88,7 @@ def test_a_trained_folder_comes_back_exactly(name, tmp_path):
     trainer = make_trainer(
         model, tmp_path, guidance="cyborg", train_dataset=Rows(make_batch(SIZES.get(name, (64, 96))))
     )
-    trainer.save_model()
+    save_as_trained(trainer)
     loaded = load_guided(tmp_path)
     assert torch.equal(logits_of(loaded.model, name), logits_of(model, name))
     assert not loaded.model.training
@@ -318,7 +318,7 @@ def test_adapters_are_to_be_merged(tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["qkv"], modules_to_save=["timm_model.head"])
     model = peft.get_peft_model(build("vit_average"), config)
-    make_trainer(model, tmp_path, guidance="cyborg", train_dataset=Rows(make_batch())).save_model()
+    save_as_trained(make_trainer(model, tmp_path, guidance="cyborg", train_dataset=Rows(make_batch())))
     with pytest.raises(ValueError, match=r"holds adapters \(adapter_config\.json\).*model\.merge_and_unload\(\)"):
         load_guided(tmp_path)
     merged = model.merge_and_unload()

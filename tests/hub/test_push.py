@@ -99,8 +99,74 @@ def test_further_files_have_to_be_asked_for(run, online_hub):
     assert uploaded(online_hub) == {*PUBLISHED, "results/scores.csv"}
     with pytest.raises(ValueError, match=r'include="\*\.txt" fits no file'):
         push_folder(run, "user/model", include=["*.txt"])
-    with pytest.raises(ValueError, match=r'include="\*" fits checkpoint-1/optimizer.pt, which may be a pickle'):
-        push_folder(run, "user/model", include=["*"])
+    (run / "results" / ".env").write_text("secret")
+    push_folder(run, "user/model", include="results/*")
+    assert uploaded(online_hub) == {*PUBLISHED, "results/scores.csv"}
+    for pattern in ("", "/etc/passwd", "../*", "*.txt"):
+        with pytest.raises(ValueError, match="fits no file of"):
+            push_folder(run, "user/model", include=[pattern])
+
+
+PICKLED = {
+    "a.joblib": b"x",
+    "M.PT": b"x",
+    "model.tar": b"x",
+    "no_suffix": b"\x80\x04N.",
+    "objects.npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_pickle_is_refused_whatever_it_is_called(name, run, online_hub):
+    (run / name).write_bytes(PICKLED[name])
+    with pytest.raises(ValueError, match=f'include="{name}" fits {name}, which may be a pickle'):
+        push_folder(run, "user/model", include=[name])
+    with pytest.raises(ValueError, match=r"fits checkpoint-1/optimizer.pt, which may be a pickle"):
+        push_folder(run, "user/model", include=["checkpoint-1/*.pt"])
+    assert "user/model" not in online_hub.repositories
+
+
+def test_a_commit_is_no_branch(run, online_hub):
+    with pytest.raises(ValueError, match="is a commit; give the name of a branch"):
+        push_folder(run, "user/model", revision="a" * 40)
+    push_folder(run, "user/model", revision="")
+    assert uploaded(online_hub) == PUBLISHED
+
+
+def test_one_tag_is_one_tag(run, online_hub):
+    push_folder(run, "user/model", tags="radiology")
+    assert "- radiology\n" in online_hub["user/model"].files("main")["README.md"].decode()
+
+
+def test_what_contradicts_the_model_goes(run, online_hub):
+    """Adapters beside a model, or a panel that the card shows no more, of an earlier push."""
+    stale = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "card_panel.png": b"a picture"}
+    online_hub.add("user/model", {**stale, "notes.md": b"kept"})
+    push_folder(run, "user/model")
+    assert uploaded(online_hub) == {*PUBLISHED, "notes.md"}
+
+
+def test_an_edited_card_goes_up_as_it_is_and_loads_from_there(run, online_hub, caplog):
+    path = run / "README.md"
+    path.write_text(path.read_text().replace("## Limits", "A line of mine.\n\n## Limits"))
+    push_folder(run, "user/model", tags=["more"])
+    card = online_hub["user/model"].files("main")["README.md"].decode()
+    assert "A line of mine." in card
+    assert 'load_guided("user/model")' in card
+    assert '"."' not in card
+    assert "without the further tags" in caplog.text
+
+
+def test_an_edited_card_outlives_pushes_in_training(run, online_hub):
+    path = run / "README.md"
+    path.write_text(path.read_text().replace("## Limits", "A line of mine.\n\n## Limits"))
+    options = {"push_to_hub": True, "hub_model_id": "user/model", "hub_strategy": "every_save", "max_steps": 2}
+    batch = Rows(make_batch((64, 96), 4, annotated=[True, False, True, True]))
+    trainer = make_trainer(build("resnet"), run, train_dataset=batch, save_strategy="steps", save_steps=1, **options)
+    trainer.train()
+    trainer._finish_current_push()
+    assert len(online_hub["user/model"].commits) > 1
+    assert "A line of mine." in online_hub["user/model"].files("main")["README.md"].decode()
 
 
 @pytest.mark.parametrize(

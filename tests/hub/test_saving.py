@@ -206,11 +206,39 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_shards_belong_to_the_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    weight_map = {"a": shards[0], "b": shards[1], "c": "../elsewhere.safetensors"}
+    weight_map = {"a": shards[0], "b": shards[1], "c": shards[0]}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for shard in shards:
         (tmp_path / shard).write_bytes(b"x")
     assert saved_files(tmp_path) == ["config.json", "model.safetensors.index.json", *shards]
+    for stranger in ("../elsewhere.safetensors", "notes.txt", "model-00003-of-00003.safetensors"):
+        (tmp_path / "notes.txt").write_text("mine")
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": stranger}}))
+        with pytest.raises(ValueError, match="holds no model"):
+            saved_files(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_not_published(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "elsewhere.json").write_text("{}")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").symlink_to(tmp_path / "model.safetensors")  # as in the Hub's cache
+    assert saved_files(folder) == ["config.json", "model.safetensors"]
+    (folder / "training_args.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(ValueError, match=r"training_args.json is a link out of its folder"):
+        saved_files(folder)
+
+
+def test_a_model_and_adapters_do_not_mix(tmp_path):
+    for name in ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a model \(model.safetensors\) and adapters .*of two trainings"):
+        saved_files(tmp_path)
+    assert saved_files(tmp_path, adapters=False) == ["config.json", "model.safetensors"]
+    assert saved_files(tmp_path, adapters=True) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_a_card_that_cannot_be_written_costs_no_training(tmp_path, caplog):

@@ -79,9 +79,9 @@ def test_pictures_are_published_where_the_user_says_so(batch, tmp_path):
     trainer.train()
     modes = [module.training for module in trainer.model.modules()]
     trainer.save_model()
-    assert (tmp_path / "panel.png").read_bytes()[:4] == b"\x89PNG"
-    assert "](panel.png)" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "card_panel.png").read_bytes()[:4] == b"\x89PNG"
+    assert "](card_panel.png)" in (tmp_path / "README.md").read_text()
     assert [module.training for module in trainer.model.modules()] == modes
-    drawn = (tmp_path / "panel.png").read_bytes()
+    drawn = (tmp_path / "card_panel.png").read_bytes()
     trainer.save_model()
-    assert (tmp_path / "panel.png").read_bytes() == drawn
+    assert (tmp_path / "card_panel.png").read_bytes() == drawn

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from support import NAMES, Rows, build, make_batch, make_trainer
+from support import NAMES, Rows, build, make_batch, make_trainer, save_as_trained
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback, Trainer
 
 from hf_salguide import SaliencyCollator, SaliencyTrainer, SaliencyTrainingArguments, as_classifier
@@ -510,6 +510,8 @@ def test_saliency_may_be_boolean_and_nothing_else(tmp_path):
 def test_guidance_metadata_is_saved_with_the_model(tmp_path):
     trainer = make_trainer(build("resnet"), tmp_path, guidance_weight=2.0)
     trainer.save_model()
+    assert not hasattr(AutoModelForImageClassification.from_pretrained(tmp_path).config, "saliency_guide")
+    save_as_trained(trainer)
     saved = AutoModelForImageClassification.from_pretrained(tmp_path).config.saliency_guide
     assert saved["name"] == "cyborg"
     assert saved["weight"] == 2.0
@@ -517,7 +519,10 @@ def test_guidance_metadata_is_saved_with_the_model(tmp_path):
     assert not hasattr(trainer.model.config, "saliency_guide")
     again = as_classifier(tmp_path, pretrained=True)
     assert again.config.saliency_guide == saved
-    make_trainer(again, tmp_path, guidance="none").save_model()
+    untouched = make_trainer(again, tmp_path, guidance="none")
+    untouched.save_model()
+    assert AutoModelForImageClassification.from_pretrained(tmp_path).config.saliency_guide == saved
+    save_as_trained(untouched)
     assert not hasattr(AutoModelForImageClassification.from_pretrained(tmp_path).config, "saliency_guide")
 
 
@@ -616,7 +621,7 @@ def test_the_saved_block_says_what_the_methods_were_told(tmp_path):
         "seed": 7,
     }
     trainer = make_trainer(build("resnet"), tmp_path, guidance="energy", **arguments)
-    trainer.save_model()
+    save_as_trained(trainer)
     saved = AutoModelForImageClassification.from_pretrained(tmp_path).config.saliency_guide
     assert {name: saved[name] for name in arguments} == arguments
     assert saved == json.loads(json.dumps(trainer.guidance_block()))
@@ -628,12 +633,12 @@ def test_adapters_are_saved_with_a_block_in_a_file_of_its_own(tmp_path):
     config = peft.LoraConfig(target_modules=["qkv"], modules_to_save=["timm_model.head"])
     model = peft.get_peft_model(build("vit_average"), config)
     trainer = make_trainer(model, tmp_path, guidance="cyborg", guidance_weight=2.0)
-    trainer.save_model()
+    save_as_trained(trainer)
     assert not (tmp_path / "config.json").exists()
     saved = json.loads((tmp_path / "saliency_guide.json").read_text())["saliency_guide"]
     assert saved == json.loads(json.dumps(trainer.guidance_block()))
     assert saved["weight"] == 2.0
-    make_trainer(model, tmp_path, guidance="none").save_model()
+    save_as_trained(make_trainer(model, tmp_path, guidance="none"))
     assert not (tmp_path / "saliency_guide.json").exists()
 
 
