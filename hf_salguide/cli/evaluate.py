@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from ..hub.facts import CardFacts, check_facts
 from ..hub.record import SplitResult
-from ..hub.results import split_result
+from ..hub.results import is_out_of_distribution, split_result
 from ..hub.update import update_card
 from ..metrics import auroc, bootstrap_interval, presentation_attack_metrics
 from .common import DataArguments, class_names, load_model, split_of, table, writable, write_json
@@ -116,9 +116,9 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         print(f"Written to {write_json(args.json, results)}")
     if facts is not None:
-        measured = [card_result(name, judged[name], facts) for name in splits]
-        update_card(args.model, model, measured, facts)
-        print(f"The card of {args.model} has the results of {', '.join(splits)}.")
+        shown = [name for name in splits if name != "train"]  # figures of the training pictures tell nothing
+        update_card(args.model, model, [card_result(name, judged[name], facts) for name in shown], facts, args.data)
+        print(f"The card of {args.model} has the results of {', '.join(shown)}.")
     return 0
 
 
@@ -143,12 +143,12 @@ def card_facts(args: EvaluateArguments) -> CardFacts | None:
         raise ValueError(
             f'card: its maps are those of the predicted class, not map_class="{args.map_class}"; leave map_class out.'
         )
-    return check_facts({"dataset": args.data, **told})
+    return check_facts(told)
 
 
 def card_result(name: str, predictions: "Predictions", facts: CardFacts) -> SplitResult:
     """What a card says of one split."""
-    outside = facts.out_of_distribution
+    outside = is_out_of_distribution(name) or name in (facts.out_of_distribution or ())
     return split_result(
         name,
         predictions.labels,
@@ -156,7 +156,7 @@ def card_result(name: str, predictions: "Predictions", facts: CardFacts) -> Spli
         predictions.alignment,
         predictions.annotated,
         groups=predictions.groups,
-        out_of_distribution=None if outside is None else name in outside,
+        out_of_distribution=outside,
     )
 
 

@@ -44,7 +44,7 @@ class ModelCardCallback(TrainerCallback):
             model's configuration says.
         model_name (`str`, *optional*): a title. Defaults to the repository's name.
         out_of_distribution (`list[str]`, *optional*): the evaluation sets whose pictures come from elsewhere. Defaults
-            to those whose name starts with `ood`.
+            to those whose name starts with `ood`, which are so in any case.
         split_names (`dict[str, str]`, *optional*): what sets are to be called, by the prefix of their metrics: with
             `{"eval": "validation"}` the trainer's own evaluation set is `validation`, not `evaluation`.
         baseline, inverted ([`CardRecord`] or folder, *optional*): the same model trained without guidance, and with

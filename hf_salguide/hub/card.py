@@ -46,7 +46,7 @@ def render_card(record: CardRecord, repo_id: str | None = None, tags: Iterable[s
     Returns:
         `str`: metadata in YAML and a text in Markdown.
     """
-    from .card_metadata import card_data, license_data, title
+    from .card_metadata import card_data, title
 
     training, data = record.training, record.data
     body = _template().render(
@@ -57,7 +57,6 @@ def render_card(record: CardRecord, repo_id: str | None = None, tags: Iterable[s
         methods=[] if training is None else training.methods,
         citations=[] if training is None else _citations(record),
         title=markdown(title(record, repo_id)),
-        license=None if record.license is None else license_data(record.license).get("license_name", record.license),
         location=repo_id or ".",
         mode="L" if record.model.channels == 1 else "RGB",
         layers=[] if training is None else training.feature_layers,

@@ -152,7 +152,12 @@ def without_place(text: str | None) -> str | None:
     """A name as it may be published: of a path its last part alone."""
     if text is None:
         return None
-    return Path(text.replace("\\", "/")).expanduser().name or None if is_path(text) else one_line(text)
+    if not is_path(text):
+        return one_line(text)
+    path = Path(text.replace("\\", "/"))
+    # A home folder is called as its user is.
+    at_home = path.expanduser().resolve() == Path.home()
+    return None if at_home or path.name in ("", "..", "~") else path.name
 
 
 def one_line(text: str) -> str:

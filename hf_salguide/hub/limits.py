@@ -52,11 +52,13 @@ def limits(record: CardRecord) -> list[str]:
         )
     if not any(result.metrics for result in record.results):
         found.append("No figure of how well it classifies was recorded.")
-    elif not any(result.out_of_distribution for result in record.results):
+    elif not any(result.out_of_distribution or result.dataset for result in record.results):
         found.append(
-            "It was measured on no pictures from other sources than the training pictures: how it does on them is not "
-            "known."
+            "No set above is marked as coming from other sources than the training pictures: how it does on such "
+            "pictures is not known."
         )
+    if any(result.key == ("train", None) for result in record.results):
+        found.append("The figures of `train` are of the training pictures: they say nothing of others.")
     if guided and not _beside(record, record.baseline):
         found.append("No unguided baseline stands beside it: whether guidance helped cannot be told from this card.")
     elif guided and training is not None and training.control is None and not _beside(record, record.inverted):
@@ -71,7 +73,7 @@ def limits(record: CardRecord) -> list[str]:
         if other is not None and other.arguments:
             told = ", ".join(code(f"{name}={value}") for name, value in sorted(other.arguments.items()))
             found.append(f"The {title} was trained with other arguments than this model: {told}.")
-    if record.selected_on and any(result.name == record.selected_on for result in record.results):
+    if record.selected_on and any(result.key == (record.selected_on, None) for result in record.results):
         by = f" by {code(record.selected_by)}" if record.selected_by else ""
         found.append(f"The weights were chosen on {code(record.selected_on)}{by}: its figures are optimistic.")
     found += _annotation_limits(record, guided)

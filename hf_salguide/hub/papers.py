@@ -76,7 +76,7 @@ ENTRIES = {
   archivePrefix = {arXiv}
 }""",
 }  # fmt: skip
-_ARXIV = re.compile(r"\b(\d{4}\.\d{5})\b")
+_ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
 
 def citations(paper: str) -> list[str]:

@@ -78,7 +78,7 @@ class RunResults:
 
     def _result(self, trainer: Any, facts: CardFacts, prefix: str, evaluated: Any) -> SplitResult:
         name, told = set_name(prefix, facts), facts.out_of_distribution
-        outside = is_out_of_distribution(name) if told is None else name in told
+        outside = is_out_of_distribution(name) or name in (told or ())
         for known, result in self._results:
             if known is evaluated and result.name == name and result.out_of_distribution == outside:
                 return result

@@ -62,19 +62,20 @@ def published_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
         values (`dict`): `TrainingArguments.to_dict()`.
 
     Returns:
-        `dict` without tokens and folders of the run; of other absolute paths the last part stays.
+        `dict` without tokens and folders of the run; of what looks like a path the last part stays.
     """
     kept = {name: value for name, value in values.items() if name not in LEFT_OUT and not name.endswith("_token")}
-    return {name: _without_folders(value) for name, value in kept.items()}
+    return {name: value if name == "hub_model_id" else _without_folders(value) for name, value in kept.items()}
 
 
 def _without_folders(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _without_folders(item) for name, item in value.items()}
+        return {str(_without_folders(str(name))): _without_folders(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_folders(item) for item in value]
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and os.path.isabs(value)):
-        return Path(value).name
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str) and re.search(r"[/\\]|^~", text):
+        return re.split(r"[/\\]", text.rstrip("/\\"))[-1].removeprefix("~")
     return value
 
 

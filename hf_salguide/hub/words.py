@@ -1,7 +1,7 @@
 """Sentences and tables of a card, each from the facts of its record."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from .escape import code, listed, markdown
 from .record import CardRecord, Measured, MethodFacts, SplitResult
@@ -126,13 +126,18 @@ def comparison_words(record: CardRecord) -> str | None:
     """What the models beside this one are."""
     known = []
     if record.baseline is not None:
-        known.append("The unguided baseline is the same model, trained on the same pictures without guidance.")
+        known.append("The unguided baseline is of the same architecture, trained on the same data without guidance.")
     if record.inverted is not None:
         known.append(
             "The inverted control was guided by `1 - S`, away from what is annotated: where it does as well, a gain "
             "is not due to the annotation."
         )
     return " ".join(known) or None
+
+
+def place(result: SplitResult) -> str:
+    """A set's name in a sentence, with its data set where that is another than that of the training."""
+    return code(result.name) + (f" of {markdown(result.dataset)}" if result.dataset else "")
 
 
 def verdicts(record: CardRecord) -> list[str]:
@@ -148,7 +153,7 @@ def verdicts(record: CardRecord) -> list[str]:
             if theirs is not None and {"accuracy"} <= result.metrics.keys() & theirs.metrics.keys():
                 sentences.append(_difference(result, theirs, title))
         if sentences:
-            found.append(f"On {code(result.name)}, the accuracy is {', and '.join(sentences)}.")
+            found.append(f"On {place(result)}, the accuracy is {', and '.join(sentences)}.")
     return found
 
 
@@ -232,9 +237,9 @@ def outcome(record: CardRecord) -> str | None:
     """How often it is right, in and out of distribution, in a sentence."""
     known = [result for result in ordered(record) if "accuracy" in result.metrics]
     inside = [result for result in known if not result.out_of_distribution]
-    inside = [result for result in inside if result.name == "test"] or inside[-1:]
+    inside = [result for result in inside if result.key == ("test", None)] or inside[-1:]
     told = [
-        f"{figure(result.metrics['accuracy'])} on {counted(result.pictures, 'picture')} of {code(result.name)}"
+        f"{figure(result.metrics['accuracy'])} on {counted(result.pictures, 'picture')} of {place(result)}"
         f"{', which come from elsewhere than those of its training' if result.out_of_distribution else ''}"
         for result in inside + [result for result in known if result.out_of_distribution]
     ]
@@ -299,15 +304,19 @@ def loss_words(record: CardRecord) -> str | None:
     terms = [method for method in training.methods if not method.transforms_inputs]
     if not terms:
         return None
-    parts = [] if training.task_weight is None else [f"{training.task_weight:g} · cross-entropy"]
+    task = training.hyperparameters.get("compute_loss_func", "cross-entropy")
+    parts = [] if training.task_weight is None else [f"{training.task_weight:g} · {task}"]
     parts += [f"{method.weight:g} · {method.name}" for method in terms if method.weight is not None]
     return " + ".join(parts)
 
 
-def symbol_words(methods: Iterable[MethodFacts]) -> str | None:
+def symbol_words(methods: Sequence[MethodFacts]) -> str | None:
     """What the signs of the formulae mean."""
     formulae = " ".join(method.formula or "" for method in methods)
     known = [words for sign, words in SYMBOLS.items() if sign in formulae]
+    chosen = {method.options.get("cam_class", "true") for method in methods if "CAM_y" in (method.formula or "")}
+    if chosen == {"predicted"}:
+        known = [words.replace("the true class", "the predicted class") for words in known]
     return f"{'; '.join(known)}." if known else None
 
 
@@ -319,12 +328,14 @@ def options_words(method: MethodFacts) -> str | None:
 def share(part: int, whole: int) -> str:
     """A share in percent."""
     percent = 100 * part / whole
+    if 99.5 <= percent < 100:
+        return f"{percent:.1f} %" if percent < 99.95 else "nearly 100 %"
     return f"{percent:.0f} %" if percent >= 1 or percent == 0 else f"{percent:.2g} %"
 
 
 def duration(seconds: float) -> str:
     """A duration in the unit that suits it."""
     for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
+        if round(seconds / size, 2) >= 1:
             return f"{seconds / size:.1f} {unit}"
     return f"{math.ceil(seconds)} s"

@@ -182,7 +182,7 @@ def test_baseline_and_control_stand_beside():
     assert row in text
     assert "`ood`, out of distribution" in text
     assert "On `test`, the accuracy is" in text
-    assert "The unguided baseline is the same model" in text
+    assert "The unguided baseline is of the same architecture" in text
     assert "The inverted control was guided by `1 - S`" in text
     assert "cannot be told" not in text
 
@@ -202,7 +202,7 @@ def test_no_figure_stands_without_its_interval():
         ({}, "90 of 400 training pictures (22 %) are annotated"),
         ({}, "do not make a better model"),
         ({"results": []}, "No figure of how well it classifies"),
-        ({"results": [figures(0.9)]}, "on no pictures from other sources"),
+        ({"results": [figures(0.9)]}, "No set above is marked as coming from other sources"),
         ({"selected_on": "test", "selected_by": "auroc"}, "chosen on `test` by `auroc`: its figures are optimistic"),
         ({"limits": "It was **cold**."}, "It was **cold**."),
     ],

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,8 +102,21 @@ def test_no_pickle_of_the_arguments_is_written(tmp_path):
 
 
 def test_arguments_lose_folders_and_tokens():
-    given = {"hub_token": "x", "seed": 3, "deepspeed": "/home/me/zero.json", "nested": {"file": ["/a/b", "c/d"]}}
-    assert published_arguments(given) == {"seed": 3, "deepspeed": "zero.json", "nested": {"file": ["b", "c/d"]}}
+    given = {
+        "hub_token": "x",
+        "seed": 3,
+        "deepspeed": "~/smith/zero.json",
+        "optim_args": "path=/home/smith/x",
+        "hub_model_id": "user/model",
+        "nested": {"/home/smith/file": ["/a/b", "c/d", "file:///home/smith/e", Path("/f/g"), 1e-3]},
+    }
+    assert published_arguments(given) == {
+        "seed": 3,
+        "deepspeed": "zero.json",
+        "optim_args": "x",
+        "hub_model_id": "user/model",
+        "nested": {"file": ["b", "d", "e", "g", 1e-3]},
+    }
 
 
 def test_the_pickle_of_an_earlier_run_goes(tmp_path):
