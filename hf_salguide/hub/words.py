@@ -236,12 +236,12 @@ def summary(record: CardRecord) -> str:
 def outcome(record: CardRecord) -> str | None:
     """How often it is right, in and out of distribution, in a sentence."""
     known = [result for result in ordered(record) if "accuracy" in result.metrics]
-    inside = [result for result in known if not result.out_of_distribution]
+    inside = [result for result in known if not (result.out_of_distribution or result.dataset)]
     inside = [result for result in inside if result.key == ("test", None)] or inside[-1:]
     told = [
         f"{figure(result.metrics['accuracy'])} on {counted(result.pictures, 'picture')} of {place(result)}"
         f"{', which come from elsewhere than those of its training' if result.out_of_distribution else ''}"
-        for result in inside + [result for result in known if result.out_of_distribution]
+        for result in inside + [result for result in known if result.out_of_distribution or result.dataset]
     ]
     return f"Its accuracy is {'; and '.join(told)}." if told else None
 
