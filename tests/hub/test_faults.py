@@ -8,13 +8,14 @@ import signal
 import time
 
 import pytest
+from huggingface_hub import HfApi
 from huggingface_hub.utils import get_session
 from transformers import TrainerCallback
 
 from hf_salguide.cli import main
 from hf_salguide.hub import PushError, push_folder
 
-from .clients import run_client
+from .clients import connect, run_client
 from .local_hub import TOKEN
 from .published import SAVED, check_told, check_whole, train, trainer_of, tree_of
 
@@ -241,12 +242,20 @@ def test_a_file_that_changes_under_way(online_hub, run, name):
         assert online_hub[REPO].files()[name] == changed
 
 
-def test_a_push_that_is_broken_off(online_hub, run, caplog):
+def test_a_push_that_is_broken_off(online_hub, run, caplog, monkeypatch):
     before = tree_of(run)
-    online_hub.before("/commit/", lambda request: os.kill(os.getpid(), signal.SIGINT))
-    online_hub.fail("POST", "/commit/", "slow", seconds=3)
+
+    def broken_off(client, repo_id, operations, **options):
+        """The weights are up, and then somebody presses Ctrl+C."""
+        client.preupload_lfs_files(repo_id, additions=[each for each in operations if hasattr(each, "upload_info")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "create_commit", broken_off)
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         push_folder(run, REPO)
+    monkeypatch.undo()
+    connect(online_hub, monkeypatch, TOKEN)
+    assert online_hub.objects
     check_told(caplog.text, run)
     assert tree_of(run) == before
     push_folder(run, REPO)
@@ -268,8 +277,10 @@ push_folder({str(run)!r}, {REPO!r})
     assert run_client(local_hub, code, token=TOKEN).returncode == -signal.SIGKILL
     left = {path: data for path, data in tree_of(run).items() if not path.startswith("_push_")}
     assert left == before
+    assert list(run.glob("_push_*"))
     push_folder(run, REPO, include=["*.txt"])
     files = online_hub[REPO].files()
     assert set(files) == {*SAVED, "notes.txt", ".gitattributes"}
     check = {path: files[path] for path in SAVED - {"README.md"}}
     assert check == {path: before[path] for path in check}
+    assert not list(run.glob("_push_*"))  # what a process that is no more left behind goes
