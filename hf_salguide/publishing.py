@@ -242,7 +242,9 @@ class PublishingTrainer(MeasuredTrainer):
             return None
         tags = kwargs.pop("tags", None) or []
         tags = [tags] if isinstance(tags, str) else list(tags)
-        self.create_model_card(tags=[*dict.fromkeys([*tags, *(self.model.model_tags or [])])], **kwargs)
+        self.create_model_card(
+            tags=[*dict.fromkeys([*tags, *(getattr(self.model, "model_tags", None) or [])])], **kwargs
+        )
         self._finish_current_push()
         folder, named = Path(str(self.args.output_dir)), self.hub_model_id or self._repository[0]
         revision = self.args.hub_revision if revision is None else revision
