@@ -10,6 +10,7 @@ from filelock import FileLock
 from . import published
 from .clients import connect
 from .local_hub import TOKEN, LocalHub
+from .small_uploads import FILES
 
 OLDEST = "1.31.0"
 
@@ -76,3 +77,23 @@ def trained(tmp_path_factory):
 def run(trained, tmp_path):
     """A copy of it."""
     return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small folder to upload."""
+    path = tmp_path / "model"
+    for name, data in FILES.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+@pytest.fixture
+def api(online_hub):
+    """A client that has made user/model."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo("user/model")
+    return api

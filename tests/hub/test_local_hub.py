@@ -13,7 +13,6 @@ from huggingface_hub import (
     hf_hub_download,
     model_info,
     snapshot_download,
-    upload_folder,
     whoami,
 )
 from huggingface_hub.errors import (
@@ -28,8 +27,8 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from .clients import run_client
 from .local_hub import OTHER, READER, TOKEN, LocalHub
+from .small_uploads import FILES, push, uploaded
 
-FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 40, "sub/notes.txt": b"hello\n"}
 CARD = """---
 license: mit
 tags:
@@ -48,32 +47,6 @@ model-index:
 ---
 # A card
 """
-
-
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "model"
-    for name, data in FILES.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-@pytest.fixture
-def api(online_hub):
-    api = HfApi()
-    api.create_repo("user/model")
-    return api
-
-
-def push(folder, **arguments):
-    return upload_folder(repo_id="user/model", folder_path=folder, **arguments)
-
-
-def uploaded(hub, revision="main"):
-    files = hub["user/model"].files(revision)
-    assert files.pop(".gitattributes")
-    return files
 
 
 def test_who_is_there(online_hub):

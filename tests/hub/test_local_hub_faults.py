@@ -3,38 +3,11 @@
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, hf_hub_download, upload_folder, whoami
+from huggingface_hub import hf_hub_download, whoami
 from huggingface_hub.utils import get_session
 
 from .local_hub import TOKEN
-
-FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 40}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "model"
-    for name, data in FILES.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-@pytest.fixture
-def api(online_hub):
-    api = HfApi()
-    api.create_repo("user/model")
-    return api
-
-
-def push(folder, **arguments):
-    return upload_folder(repo_id="user/model", folder_path=folder, **arguments)
-
-
-def uploaded(hub, revision="main"):
-    files = hub["user/model"].files(revision)
-    assert files.pop(".gitattributes")
-    return files
+from .small_uploads import FILES, push, uploaded
 
 
 @pytest.mark.parametrize("path", ["/preupload/", "/objects/batch", "/objects/[0-9a-f]"])
