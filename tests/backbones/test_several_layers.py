@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from backbones.zoo import CASES
-from support import NAMES, Rows, make_batch, make_trainer
+from support import NAMES, Rows, make_batch, make_trainer, save_as_trained
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -437,7 +437,7 @@ def test_a_frozen_backbone_is_refused_where_nothing_before_any_layer_trains(tmp_
 
 def test_the_names_are_saved_with_the_model_and_read_back(tmp_path):
     trainer = make_trainer(branches(), tmp_path, feature_layer=LAYERS)
-    trainer.save_model()
+    save_as_trained(trainer)
     assert json.loads((tmp_path / "config.json").read_text())["saliency_guide"]["feature_layer"] == ["fine", "coarse"]
     assert guided_layer(Branches.from_pretrained(tmp_path)) == ["fine", "coarse"]
     assert guided_layer(branches()) is None
