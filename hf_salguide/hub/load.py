@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TimmWrapperImageProcessor,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -262,6 +267,8 @@ def _processor(saved: Saved, content: dict[str, Any], model: PreTrainedModel) ->
     if not (saved.folder / PROCESSOR_FILE).is_file() and "pretrained_cfg" not in content:
         return image_processor(model, data_config(model))
     try:
+        if _is_timm(content) and not (saved.folder / PROCESSOR_FILE).is_file():
+            return TimmWrapperImageProcessor.from_pretrained(saved.folder)
         return AutoImageProcessor.from_pretrained(saved.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
