@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,8 @@ class PublishingTrainer(MeasuredTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        with _unchanged(folder / README):  # adapters bring a card of their own
+        # Adapters bring a card of their own. Another process must not touch what this one writes.
+        with _unchanged(folder / README) if self.args.should_save else nullcontext():
             super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
