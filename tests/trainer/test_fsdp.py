@@ -13,6 +13,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from filelock import FileLock
 from fsdp_run import BLOCKS, KINDS, RESUMED, RUNS, ShardedTrainer, fsdp2, train
 from parity_run import network
+from safetensors.torch import load_file
 from support import Rows, build, make_batch
 
 from hf_salguide import SaliencyTrainingArguments, as_classifier, get_guidance
@@ -74,7 +75,12 @@ def test_a_resumed_run_equals_the_unbroken_one(kind, sharded):
 
 @pytest.mark.slow
 def test_a_full_checkpoint_holds_the_model_whole(sharded):
-    loaded = as_classifier(str(sharded["folder"] / KINDS[0] / "unbroken" / "checkpoint-2"), pretrained=True)
+    folder = sharded["folder"] / KINDS[0] / "unbroken" / "checkpoint-2"
+    assert {"README.md", "card.json", "training_args.json"} <= {path.name for path in folder.iterdir()}
+    assert torch.equal(
+        load_file(folder / "model.safetensors")["head.weight"], sharded[KINDS[0]]["unbroken"]["timm_model.head.weight"]
+    )
+    loaded = as_classifier(str(folder), pretrained=True)
     assert largest_difference(loaded.state_dict(), sharded[KINDS[0]]["unbroken"]) == 0
     assert loaded.config.saliency_guide["name"] == RESUMED["guidance"]
 
