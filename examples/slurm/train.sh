@@ -21,7 +21,9 @@ if [ "$#" -lt 1 ]; then
 fi
 
 GPUS_PER_NODE="${SLURM_GPUS_ON_NODE:-8}"
-MAIN_PROCESS_IP="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+# The first line: `head` would close the pipe while scontrol still writes to it, which pipefail makes a failure.
+HOSTS="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+MAIN_PROCESS_IP="${HOSTS%%$'\n'*}"
 export GPUS_PER_NODE MAIN_PROCESS_IP
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 

@@ -84,7 +84,7 @@ def test_the_slurm_script(path, tmp_path):
     """With stand-ins for SLURM's commands and for accelerate, it hands over what each node has to know."""
     subprocess.run(["bash", "-n", str(path)], check=True)
     for name, body in {
-        "scontrol": "echo first; echo second",
+        "scontrol": "echo first; sleep 0.2; echo second",  # whoever reads the first line alone breaks the pipe
         "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
         "accelerate": 'echo "$@"',
     }.items():
