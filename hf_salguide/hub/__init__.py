@@ -1,7 +1,7 @@
 """What is saved and published with a guided model: its metadata, its card, pushing it and loading it back."""
 
 from .callback import ModelCardCallback
-from .card import README, has_edited_card, published_card, render_card, write_card
+from .card import README, has_edited_card
 from .load import GuidedModel, load_guided
 from .metadata import KEY, check_json, guidance_block, write_guidance
 from .push import (
@@ -16,8 +16,7 @@ from .push import (
     stage_of,
     upload,
 )
-from .record import CardRecord, Measured, SplitResult
-from .results import split_result
+from .record import CardRecord
 from .saving import saved_files, write_training_arguments, write_under_timm_names
 from .staging import add_to_stage, make_stage
 
@@ -26,10 +25,8 @@ __all__ = [
     "README",
     "CardRecord",
     "GuidedModel",
-    "Measured",
     "ModelCardCallback",
     "PushError",
-    "SplitResult",
     "add_card",
     "add_to_stage",
     "again",
@@ -42,14 +39,10 @@ __all__ = [
     "load_guided",
     "make_stage",
     "open_repository",
-    "published_card",
     "push_folder",
-    "render_card",
     "saved_files",
-    "split_result",
     "stage_of",
     "upload",
-    "write_card",
     "write_guidance",
     "write_training_arguments",
     "write_under_timm_names",

@@ -174,11 +174,9 @@ class ModelCardCallback(TrainerCallback):
         self._training.steps = None if steps is None else steps + int(state.global_step)
         self._training.seconds = None if seconds is None else round(seconds + perf_counter() - self._began, 3)
         self._began = None
-        self._training.weights_step = (
-            None if self._step_of_weights() == int(state.global_step) else self._step_of_weights()
-        )
         # Where the best weights are loaded at the end, evaluations of later ones are none of theirs.
         step = self._step_of_weights()
+        self._training.weights_step = None if step == int(state.global_step) else step
         self._stale += [found for found in getattr(self._trainer, "evaluated", {}).values() if found.step != step]
 
     # ---- The record ----

@@ -34,37 +34,35 @@ def compared(record: CardRecord, other: CardRecord | None, role: str) -> Compari
             f"{role} of a card was trained on from weights that {', '.join(training.continued)} had guided; give one "
             "that started where this model did."
         )
-    methods = [] if training is None else [method.name for method in training.methods]
+    methods, control = [method.name for method in training.methods], training.control
     if role == "baseline" and methods:
         raise ValueError(
             f"{role} of a card was guided itself, by {', '.join(methods)}; give the model that was trained with "
             'guidance="none".'
         )
-    control = None if training is None else training.control
     if role == "inverted" and (control != "inverted" or not methods):
         raise ValueError(
             f"{role} of a card was trained with {control or 'human'} saliency"
             f"{'' if methods else ', without any guidance'}; give the model that was trained with "
             "invert_saliency=True."
         )
-    own = None if record.training is None else record.training.methods
-    if role == "inverted" and own and [method.name for method in own] == methods:
-        for mine, theirs in zip(own, training.methods, strict=True):
-            if (mine.weight, mine.options) != (theirs.weight, theirs.options):
-                raise ValueError(
-                    f"{role} of a card was guided by {theirs.name} with weight {theirs.weight} and {theirs.options}, "
-                    f"this model with {mine.weight} and {mine.options}; give the control of the same."
-                )
-    if role == "inverted" and own and [method.name for method in own] != methods:
+    own = [] if record.training is None or role == "baseline" else record.training.methods
+    if own and [method.name for method in own] != methods:
         raise ValueError(
             f"{role} of a card was guided by {', '.join(methods)}, and this model by "
             f"{', '.join(method.name for method in own)}; give the control of the same method."
         )
+    for mine, theirs in zip(own, training.methods, strict=False):
+        if (mine.weight, mine.options) != (theirs.weight, theirs.options):
+            raise ValueError(
+                f"{role} of a card was guided by {theirs.name} with weight {theirs.weight} and {theirs.options}, "
+                f"this model with {mine.weight} and {mine.options}; give the control of the same."
+            )
     _refuse_others(record, other, role)
     found = Comparison(
         methods=methods,
         control=control,
-        seed=None if training is None else training.seed,
+        seed=training.seed,
         arguments=_differing(record, other),
         results=list(other.results),
     )
