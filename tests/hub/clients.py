@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from .local_hub import LocalHub
 
 # Clients wait longer and longer between tries; here they do not.
@@ -43,7 +45,7 @@ def environment(hub: LocalHub, token: str | None, hub_version: str | Path | None
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HOME": str(hub.home),
         "NO_PROXY": "127.0.0.1,localhost",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # another number of threads adds up in another order
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([*([str(hub_version)] if hub_version else []), root, f"{root}/tests"]),
